@@ -1,0 +1,1 @@
+"""Graph in, smaller graph out: the rewriting half of rankc."""

@@ -1,0 +1,1 @@
+"""Arrays only: stages, chains, factor formats, costs. Knows no graph format and no target."""
