@@ -1,0 +1,84 @@
+"""im2col in n dimensions, for any convolution: the patches that a stage multiplies with its weight.
+
+A linear layer is the case of no taps, a transposed convolution is a plain one over the zero-stuffed input with the
+taps in reverse order. Rows can be sampled, because statistics do not need every position of every image.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from math import prod
+
+import numpy as np
+
+from passes.core.site import Array, Geometry
+
+
+def positions(geometry: Geometry, channels_first: tuple[int, ...]) -> tuple[int, ...]:
+    """The grid of outputs for an input of shape (N, C, *spatial): (N, *output spatial)."""
+    return (channels_first[0], *geometry.output_spatial(channels_first[2:]))
+
+
+def sample_rows(geometry: Geometry, shape: tuple[int, ...], limit: int, rng: np.random.Generator) -> Array:
+    """At most ``limit`` output positions of an input of ``shape`` (N, C, *spatial), as sorted flat indices.
+
+    The draw is without replacement where the grid is small enough to list, and with it (then made unique) elsewhere.
+    """
+    total = prod(positions(geometry, shape))
+    if total <= limit:
+        return np.arange(total)
+    if total <= 8 * limit:
+        return np.sort(rng.choice(total, limit, replace=False))
+    return np.unique(rng.integers(0, total, limit))
+
+
+def _plain(x: Array, geometry: Geometry) -> tuple[Array, Geometry]:
+    """The input channels-last and padded, and the geometry of the plain convolution over it."""
+    n = geometry.ndim
+    x = np.moveaxis(x, 1, -1)
+    pads = [(geometry.pads[a], geometry.pads[a + n]) for a in range(n)]
+    strides = geometry.strides
+    if geometry.transposed:
+        spread = [(size - 1) * s + 1 for size, s in zip(x.shape[1:-1], strides, strict=True)]
+        stuffed = np.zeros((x.shape[0], *spread, x.shape[-1]), x.dtype)
+        stuffed[(slice(None), *(slice(None, None, s) for s in strides))] = x
+        x = stuffed
+        reach = [d * (k - 1) for d, k in zip(geometry.dilations, geometry.kernel, strict=True)]
+        pads = [
+            (reach[a] - begin, reach[a] - end + geometry.output_padding[a]) for a, (begin, end) in enumerate(pads)
+        ]
+        strides = (1,) * n
+    crop = tuple(slice(max(-b, 0), x.shape[a + 1] - max(-e, 0)) for a, (b, e) in enumerate(pads))
+    x = x[(slice(None), *crop)]
+    padded = np.pad(x, [(0, 0), *((max(b, 0), max(e, 0)) for b, e in pads), (0, 0)])
+    return padded, Geometry(geometry.kernel, strides, geometry.dilations)
+
+
+def patches(x: Array, geometry: Geometry, rows: Array) -> Array:
+    """The patches at flat output positions ``rows``.
+
+    ``x``: (N, C, *spatial), or (N, C) for a linear layer. Returns (groups, rows, K) with K = C/groups x taps in the
+    order of ``weight.reshape(O, -1)``, so that ``patches @ weight.T`` is the stage's output without its bias.
+    """
+    groups = geometry.groups
+    if geometry.ndim == 0:
+        return np.ascontiguousarray(x[rows].reshape(len(rows), groups, -1).swapaxes(0, 1))
+    grid = positions(geometry, x.shape)
+    channels = x.shape[1]
+    padded, plain = _plain(x, geometry)
+    image, *at = np.unravel_index(rows, grid)
+    taps = list(product(*(range(k) for k in geometry.kernel)))
+    out = np.empty((len(rows), channels, len(taps)), x.dtype)
+    for index, tap in enumerate(taps):
+        where = tuple(
+            a * s + t * d for a, s, t, d in zip(at, plain.strides, tap, plain.dilations, strict=True)
+        )
+        slot = len(taps) - 1 - index if geometry.transposed else index
+        out[:, :, slot] = padded[(image, *where)]
+    return np.ascontiguousarray(out.reshape(len(rows), groups, -1).swapaxes(0, 1))
+
+
+def outputs_at(y: Array, groups: int, rows: Array) -> Array:
+    """Values of an output (N, O, *spatial) at flat positions ``rows``: (groups, rows, O/groups)."""
+    flat = np.moveaxis(y, 1, -1).reshape(-1, y.shape[1]) if y.ndim > 2 else y
+    return np.ascontiguousarray(flat[rows].reshape(len(rows), groups, -1).swapaxes(0, 1))
