@@ -1,0 +1,244 @@
+"""Walks an ONNX network node by node and stops at its sites.
+
+The walk is a generator: at each site it yields the site and its input, and takes back the output. Two walks over one
+network, one with the original layers and one with their chains, therefore advance in step, and a layer can be fitted
+on what really reaches it. Operators run in torch, so gradients flow; an operator that is not in the table runs in
+onnxruntime, node by node, and cuts the gradient there.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+
+from passes.core.site import Array, Site
+from passes.onnx_torch_ops import OPS, Attributes
+
+Tensor = torch.Tensor
+Walk = Generator["Stop", Tensor, dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What happens to a site's output: ``clamp(y + skip, low, high)``.
+
+    ``skip`` names a tensor that is added (a residual branch), computed before the site wherever the graph allows it;
+    ``low``/``high`` bound an activation that clamps (ReLU: 0 and None). All None: nothing of the kind follows.
+    """
+
+    skip: str | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A pause of the walk: ``input`` is the site's, ``skip`` the value of its epilogue's branch where known."""
+
+    site: Site
+    input: Tensor
+    skip: Tensor | None
+    env: Mapping[str, Tensor]
+
+
+class Stepper:
+    """One network, ready to be walked any number of times.
+
+    ``sites``: the sites to stop at, by their output tensor; sites inside bodies are not among them.
+    """
+
+    def __init__(self, model: ModelProto, sites: Sequence[Site]) -> None:
+        graph = model.graph
+        self.sites = {site.output: site for site in sites if not site.in_body}
+        self.opset = {o.domain: o.version for o in model.opset_import}
+        self._opset_imports = list(model.opset_import)
+        self._ir_version = model.ir_version
+        self.outputs = [o.name for o in graph.output]
+        self.constants = {t.name: _tensor(numpy_helper.to_array(t)) for t in graph.initializer}
+        self.inputs = [i.name for i in graph.input if i.name not in self.constants]
+        self._types = _value_types(model)
+        self.nodes = self._ordered(list(graph.node))
+        self._uses = Counter(name for node in self.nodes for name in reads(node))
+        self._uses.update(self.outputs)
+        self.epilogues = {site.output: self._epilogue(site) for site in self.sites.values()}
+        self._sessions: dict[int, Any] = {}
+        self.cut: set[str] = set()
+        """Operators that ran outside torch in a walk: gradients do not pass them."""
+
+    def _ordered(self, nodes: list[NodeProto]) -> list[NodeProto]:
+        """A topological order in which the shorter branch of a join is computed first."""
+        producer = {out: i for i, node in enumerate(nodes) for out in node.output if out}
+        depth = [0] * len(nodes)
+        for i, node in enumerate(nodes):  # the file is in topological order: the checker has seen to it
+            below = [depth[producer[name]] for name in reads(node) if name in producer]
+            depth[i] = max(below, default=0) + (1 if any(out in self.sites for out in node.output) else 0)
+        done: set[int] = set()
+        order: list[NodeProto] = []
+
+        for root in [*(producer[o] for o in self.outputs if o in producer), *range(len(nodes))]:
+            stack = [(root, False)]
+            while stack:
+                index, ready = stack.pop()
+                if index in done:
+                    continue
+                if ready:
+                    done.add(index)
+                    order.append(nodes[index])
+                    continue
+                stack.append((index, True))
+                needs = sorted(
+                    {producer[n] for n in reads(nodes[index]) if n in producer}, key=lambda i: (depth[i], i)
+                )
+                stack.extend((i, False) for i in reversed(needs) if i not in done)
+        return order
+
+    def _epilogue(self, site: Site) -> Epilogue:
+        readers: dict[str, list[NodeProto]] = {}
+        for node in self.nodes:
+            for name in reads(node):
+                readers.setdefault(name, []).append(node)
+        name, skip = site.output, None
+
+        def only(tensor: str) -> NodeProto | None:
+            users = readers.get(tensor, [])
+            return users[0] if len(users) == 1 and tensor not in self.outputs else None
+
+        node = only(name)
+        if node is not None and node.op_type == "Add":
+            other = node.input[1] if node.input[0] == name else node.input[0]
+            if other in self.constants or other == name:
+                return Epilogue()
+            skip, name = other, node.output[0]
+            node = only(name)
+        if node is not None and node.op_type == "Relu":
+            return Epilogue(skip, 0.0, None)
+        if node is not None and node.op_type == "Clip":
+            bounds = self._clip_bounds(node)
+            if bounds is not None:
+                return Epilogue(skip, *bounds)
+        return Epilogue(skip)
+
+    def _clip_bounds(self, node: NodeProto) -> tuple[float | None, float | None] | None:
+        attributes = Attributes(node)
+        if len(node.input) == 1:
+            return attributes.get("min", None), attributes.get("max", None)
+        bounds: list[float | None] = []
+        for name in [*node.input[1:3], "", ""][:2]:
+            if name and name not in self.constants:
+                return None
+            bounds.append(float(self.constants[name]) if name else None)
+        return bounds[0], bounds[1]
+
+    def walk(self, feeds: Mapping[str, Array | Tensor]) -> Walk:
+        """Runs the network; yields a :class:`Stop` at each site and expects the site's output; returns the outputs."""
+        env: dict[str, Tensor] = {name: _tensor(value) for name, value in feeds.items()}
+        left = Counter(self._uses)
+        for index, node in enumerate(self.nodes):
+            site = next((self.sites[out] for out in node.output if out in self.sites), None)
+            if site is not None:
+                skip = self.epilogues[site.output].skip
+                env[site.output] = yield Stop(site, env[site.input], env.get(skip) if skip else None, env)
+            else:
+                values = self._evaluate(index, node, env)
+                env.update((name, value) for name, value in zip(node.output, values, strict=False) if name)
+            for name in reads(node):
+                left[name] -= 1
+                if not left[name]:
+                    env.pop(name, None)
+        return {name: env[name] if name in env else self.constants[name] for name in self.outputs}
+
+    def run(
+        self, feeds: Mapping[str, Array | Tensor], at_site: Callable[[Stop], Tensor]
+    ) -> dict[str, Tensor]:
+        """A whole walk with one function for every site."""
+        walk = self.walk(feeds)
+        try:
+            stop = next(walk)
+            while True:
+                stop = walk.send(at_site(stop))
+        except StopIteration as end:
+            result: dict[str, Tensor] = end.value
+            return result
+
+    def _evaluate(self, index: int, node: NodeProto, env: Mapping[str, Tensor]) -> Sequence[Tensor]:
+        def value(name: str) -> Tensor | None:
+            if not name:
+                return None
+            return env[name] if name in env else self.constants[name]
+
+        op = OPS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        if op is not None:
+            result = op(Attributes(node), [value(name) for name in node.input], self.opset.get("", 1))
+            if result is not None and len(result) >= sum(1 for name in node.output if name):
+                return result
+        self.cut.add(node.op_type)
+        names = sorted(set(reads(node)))
+        arrays = {name: _array(value(name)) for name in names}
+        session = self._session(index, node, arrays)
+        outputs = [name for name in node.output if name]
+        found = dict(zip(outputs, session.run(outputs, arrays), strict=True))
+        return [_tensor(found[name]) if name else torch.empty(0) for name in node.output]
+
+    def _session(self, index: int, node: NodeProto, arrays: Mapping[str, Array]) -> Any:
+        import onnxruntime
+
+        if index not in self._sessions:
+            inputs = [
+                helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(a.dtype), [None] * a.ndim)
+                for name, a in arrays.items()
+            ]
+            outputs = [self._types.get(name) or onnx.ValueInfoProto(name=name) for name in node.output if name]
+            graph = helper.make_graph([node], "node", inputs, outputs)
+            model = helper.make_model(graph, opset_imports=self._opset_imports, ir_version=max(self._ir_version, 4))
+            options = onnxruntime.SessionOptions()
+            options.log_severity_level = 4
+            self._sessions[index] = onnxruntime.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
+        return self._sessions[index]
+
+
+def reads(node: NodeProto) -> list[str]:
+    """Every tensor that a node reads, those its bodies take from outside included."""
+    names = [name for name in node.input if name]
+    for attribute in node.attribute:
+        bodies = [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
+        for body in bodies:
+            inside = {i.name for i in body.input} | {t.name for t in body.initializer}
+            inside |= {out for inner in body.node for out in inner.output}
+            outside = [name for inner in body.node for name in reads(inner) if name not in inside]
+            outside += [o.name for o in body.output if o.name not in inside]
+            names.extend(dict.fromkeys(outside))
+    return names
+
+
+def _value_types(model: ModelProto) -> dict[str, onnx.ValueInfoProto]:
+    inferred = onnx.shape_inference.infer_shapes(model)
+    infos = [*inferred.graph.value_info, *inferred.graph.output]
+    types = {}
+    for info in infos:
+        bare = onnx.ValueInfoProto(name=info.name)
+        bare.type.CopyFrom(info.type)
+        if bare.type.HasField("tensor_type"):
+            bare.type.tensor_type.ClearField("shape")
+        types[info.name] = bare
+    return types
+
+
+def _tensor(value: Array | Tensor) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    value = np.asarray(value)
+    return torch.from_numpy(value if value.flags.writeable and value.flags.c_contiguous else value.copy())
+
+
+def _array(value: Tensor | None) -> Array:
+    assert value is not None
+    return value.detach().cpu().numpy()

@@ -1,0 +1,277 @@
+"""ONNX operators on torch tensors, for walking a network with gradients.
+
+A function takes the node's attributes, its inputs (None where left out) and the opset; it returns the outputs, or
+None when this node uses something it does not cover, and the walk then falls back to onnxruntime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from onnx import NodeProto, helper, numpy_helper
+
+Tensor = torch.Tensor
+Inputs = Sequence[Tensor | None]
+Op = Callable[["Attributes", Any, int], "Sequence[Tensor] | None"]
+
+
+class Attributes:
+    """A node's attributes by name."""
+
+    def __init__(self, node: NodeProto) -> None:
+        self._values = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+
+    def get(self, name: str, default: Any) -> Any:
+        value = self._values.get(name, default)
+        return value.decode() if isinstance(value, bytes) else value
+
+
+def _pads(attributes: Attributes, ndim: int) -> list[int] | None:
+    """Explicit pads, begins then ends; None where the node leaves them to auto_pad."""
+    if attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        return None
+    return list(attributes.get("pads", [0] * (2 * ndim)))
+
+
+def _pad(x: Tensor, pads: Sequence[int], value: float = 0.0) -> Tensor:
+    n = len(pads) // 2
+    flat = [p for axis in reversed(range(n)) for p in (pads[axis], pads[axis + n])]
+    return F.pad(x, flat, value=value) if any(flat) else x
+
+
+def conv(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
+    x, weight, bias = [*inputs, None][:3]
+    assert x is not None and weight is not None
+    n = weight.ndim - 2
+    pads = _pads(attributes, n)
+    if pads is None or n > 3 or x.dtype != torch.float32:
+        return None
+    strides, dilations = attributes.get("strides", [1] * n), attributes.get("dilations", [1] * n)
+    symmetric = pads[:n] == pads[n:]
+    if not symmetric:
+        x = _pad(x, pads)
+    run: Any = (F.conv1d, F.conv2d, F.conv3d)[n - 1]
+    padding = pads[:n] if symmetric else 0
+    return [run(x, weight, bias, strides, padding, dilations, attributes.get("group", 1))]
+
+
+def gemm(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
+    a, b, c = [*inputs, None][:3]
+    assert a is not None and b is not None
+    a = a.T if attributes.get("transA", 0) else a
+    b = b.T if attributes.get("transB", 0) else b
+    y = attributes.get("alpha", 1.0) * (a @ b)
+    return [y if c is None else y + attributes.get("beta", 1.0) * c]
+
+
+def batch_norm(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
+    x, scale, shift, mean, var = inputs
+    assert x is not None and scale is not None
+    if attributes.get("training_mode", 0):
+        return None
+    return [F.batch_norm(x, mean, var, scale, shift, False, 0.0, attributes.get("epsilon", 1e-5))]
+
+
+def max_pool(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
+    kernel = attributes.get("kernel_shape", [])
+    n = len(kernel)
+    pads = _pads(attributes, n)
+    if pads is None or attributes.get("ceil_mode", 0) or n > 3:
+        return None
+    x = inputs[0]
+    assert x is not None
+    if any(pads):
+        x = _pad(x, pads, float("-inf"))
+    run: Any = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[n - 1]
+    return [run(x, kernel, attributes.get("strides", [1] * n), 0, attributes.get("dilations", [1] * n))]
+
+
+def average_pool(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
+    kernel = attributes.get("kernel_shape", [])
+    n = len(kernel)
+    pads = _pads(attributes, n)
+    counted = bool(attributes.get("count_include_pad", 0))
+    if pads is None or attributes.get("ceil_mode", 0) or n > 3 or (any(pads) and not counted):
+        return None
+    if any(d != 1 for d in attributes.get("dilations", [1] * n)):
+        return None
+    x = inputs[0]
+    assert x is not None
+    run: Any = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[n - 1]
+    return [run(_pad(x, pads), kernel, attributes.get("strides", [1] * n))]
+
+
+def global_average_pool(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
+    x = inputs[0]
+    assert x is not None
+    return [x.mean(dim=tuple(range(2, x.ndim)), keepdim=True)]
+
+
+def reduce_mean(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
+    x, axes = [*inputs, None][:2]
+    assert x is not None
+    listed = attributes.get("axes", None) if axes is None else [int(a) for a in axes]
+    if not listed and attributes.get("noop_with_empty_axes", 0):
+        return [x]
+    return [x.mean(dim=tuple(listed or range(x.ndim)), keepdim=bool(attributes.get("keepdims", 1)))]
+
+
+def reshape(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
+    x, shape = [*inputs, None][:2]
+    assert x is not None
+    if shape is None or (attributes.get("allowzero", 0) and bool((shape == 0).any())):
+        return None
+    return [x.reshape([x.shape[i] if s == 0 else s for i, s in enumerate(shape.tolist())])]
+
+
+def flatten(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
+    x = inputs[0]
+    assert x is not None
+    axis = attributes.get("axis", 1) % (x.ndim + 1)
+    rows = 1
+    for size in x.shape[:axis]:
+        rows *= size
+    return [x.reshape(rows, -1)]
+
+
+def transpose(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
+    x = inputs[0]
+    assert x is not None
+    return [x.permute(attributes.get("perm", list(reversed(range(x.ndim)))))]
+
+
+def concat(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
+    return [torch.cat([x for x in inputs if x is not None], dim=attributes.get("axis", 1))]
+
+
+def clip(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
+    x, low, high = [*inputs, None, None][:3]
+    assert x is not None
+    low = attributes.get("min", None) if len(inputs) == 1 else low
+    high = attributes.get("max", None) if len(inputs) == 1 else high
+    return [x if low is None and high is None else torch.clamp(x, low, high)]
+
+
+def softmax(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
+    x = inputs[0]
+    assert x is not None
+    if opset < 13:
+        axis = attributes.get("axis", 1) % x.ndim
+        flat = x.reshape(int(torch.tensor(x.shape[:axis]).prod()) if axis else 1, -1)
+        return [torch.softmax(flat, 1).reshape(x.shape)]
+    return [torch.softmax(x, attributes.get("axis", -1))]
+
+
+def squeeze(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
+    x, axes = [*inputs, None][:2]
+    assert x is not None
+    listed = attributes.get("axes", None) if axes is None else axes.tolist()
+    return [x.squeeze() if listed is None else x.squeeze(tuple(listed))]
+
+
+def unsqueeze(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
+    x, axes = [*inputs, None][:2]
+    assert x is not None
+    listed = attributes.get("axes", None) if axes is None else axes.tolist()
+    for axis in sorted(a % (x.ndim + len(listed)) for a in listed):
+        x = x.unsqueeze(axis)
+    return [x]
+
+
+def slice_(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
+    x, *rest = inputs
+    assert x is not None
+    if rest:
+        starts, ends, axes, steps = [None if v is None else v.tolist() for v in [*rest, None, None][:4]]
+    else:
+        starts, ends, axes, steps = attributes.get("starts", []), attributes.get("ends", []), None, None
+        axes = attributes.get("axes", None)
+    steps = steps or [1] * len(starts)
+    if any(s < 1 for s in steps):
+        return None
+    index = [slice(None)] * x.ndim
+    for start, end, axis, step in zip(starts, ends, axes or range(len(starts)), steps, strict=True):
+        index[axis] = slice(start, end, step)
+    return [x[tuple(index)]]
+
+
+def pad(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
+    if attributes.get("mode", "constant") != "constant" or opset < 11:
+        return None
+    x, pads, value, axes = [*inputs, None, None][:4]
+    assert x is not None and pads is not None
+    if axes is not None:
+        return None
+    return [_pad(x, pads.tolist(), 0.0 if value is None else float(value))]
+
+
+def leaky_relu(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
+    return [F.leaky_relu(inputs[0], attributes.get("alpha", 0.01))]
+
+
+def prelu(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
+    x, slope = inputs
+    assert x is not None and slope is not None
+    return [torch.where(x < 0, x * slope, x)]
+
+
+def hard_sigmoid(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
+    x = inputs[0]
+    assert x is not None
+    return [torch.clamp(attributes.get("alpha", 0.2) * x + attributes.get("beta", 0.5), 0, 1)]
+
+
+def constant(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
+    value = attributes.get("value", None)
+    return None if value is None else [torch.from_numpy(numpy_helper.to_array(value).copy())]
+
+
+def _unary(function: Callable[[Tensor], Tensor]) -> Op:
+    return lambda attributes, inputs, opset: [function(inputs[0])]
+
+
+def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Op:
+    return lambda attributes, inputs, opset: [function(inputs[0], inputs[1])] if opset >= 7 else None
+
+
+OPS: dict[str, Op] = {
+    "Conv": conv,
+    "Gemm": gemm,
+    "MatMul": _binary(torch.matmul),
+    "BatchNormalization": batch_norm,
+    "MaxPool": max_pool,
+    "AveragePool": average_pool,
+    "GlobalAveragePool": global_average_pool,
+    "ReduceMean": reduce_mean,
+    "Reshape": reshape,
+    "Flatten": flatten,
+    "Transpose": transpose,
+    "Concat": concat,
+    "Clip": clip,
+    "Softmax": softmax,
+    "Squeeze": squeeze,
+    "Unsqueeze": unsqueeze,
+    "Slice": slice_,
+    "Pad": pad,
+    "LeakyRelu": leaky_relu,
+    "PRelu": prelu,
+    "HardSigmoid": hard_sigmoid,
+    "Constant": constant,
+    "Relu": _unary(torch.relu),
+    "Sigmoid": _unary(torch.sigmoid),
+    "Tanh": _unary(torch.tanh),
+    "Exp": _unary(torch.exp),
+    "Sqrt": _unary(torch.sqrt),
+    "Abs": _unary(torch.abs),
+    "Neg": _unary(torch.neg),
+    "Erf": _unary(torch.erf),
+    "HardSwish": _unary(F.hardswish),
+    "Identity": _unary(lambda x: x),
+    "Add": _binary(torch.add),
+    "Sub": _binary(torch.sub),
+    "Mul": _binary(torch.mul),
+    "Pow": _binary(lambda x, y: torch.pow(x, y).to(x.dtype)),
+}
