@@ -1,0 +1,153 @@
+"""The price list of one machine: layers, chains and vector operations, asked for in batches, each shape searched once.
+
+A chain may keep the maps between its stages on chip. A map stays if it fits the scratchpad as a whole beside the
+tiles of the stage that writes it and, later, of the stage that reads it; then it is neither stored nor loaded. Which
+maps stay is chosen per boundary, the best of all combinations; "layer by layer" is one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from accel_sim.energy import layer_energy_pj
+from accel_sim.pricing.layer import Layer, layer_table
+from accel_sim.pricing.machine import machine_record
+from accel_sim.pricing.search import price_layers
+from accel_sim.pricing.vector import price_vectors
+from accel_sim.spec import MachineSpec
+
+
+class NoTilingError(ValueError):
+    """No tiling of a layer fits the machine's memories."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerPrice:
+    """One layer's price: ``record`` is one :data:`accel_sim.pricing.candidate.PRICE`, with the chosen tiling."""
+
+    layer: Layer
+    record: Any
+    input_on_chip: bool
+    output_on_chip: bool
+    energy_pj: float
+
+    @property
+    def cycles(self) -> int:
+        return int(self.record["cycles"])
+
+    @property
+    def dram_bytes(self) -> int:
+        return int(self.record["input_bytes"]) + int(self.record["weight_bytes"]) + int(self.record["output_bytes"])
+
+
+@dataclass(frozen=True, eq=False)
+class ChainPrice:
+    """A chain's price; ``stages`` say for each boundary whether the map stays on chip."""
+
+    stages: tuple[LayerPrice, ...]
+    layerwise_cycles: int
+    layerwise_dram_bytes: int
+
+    @property
+    def cycles(self) -> int:
+        return sum(stage.cycles for stage in self.stages)
+
+    @property
+    def dram_bytes(self) -> int:
+        return sum(stage.dram_bytes for stage in self.stages)
+
+    @property
+    def energy_pj(self) -> float:
+        return sum(stage.energy_pj for stage in self.stages)
+
+    @property
+    def fused(self) -> bool:
+        """Whether any map between two stages stays on chip."""
+        return any(stage.output_on_chip for stage in self.stages)
+
+
+@dataclass(frozen=True)
+class VectorPrice:
+    cycles: int
+    dram_bytes: int
+    chunks: int
+
+
+class PriceList:
+    """Prices of one machine, cached by shape. Not for several threads at once."""
+
+    def __init__(self, spec: MachineSpec) -> None:
+        self.spec = spec
+        self.machine = machine_record(spec)
+        self._layers: dict[tuple[int, ...], Any] = {}
+        self._vectors: dict[tuple[int, int, int], VectorPrice] = {}
+
+    def layers(self, layers: Sequence[Layer]) -> list[LayerPrice]:
+        """Each layer on its own, its maps in DRAM. Raises :class:`NoTilingError`."""
+        return [chain.stages[0] for chain in self.chains([(layer,) for layer in layers])]
+
+    def chains(self, chains: Sequence[Sequence[Layer]]) -> list[ChainPrice]:
+        """Each chain with the best choice of maps that stay on chip. Raises :class:`NoTilingError`."""
+        self._search(row for chain in chains for variants in self._variants(chain) for row in variants.values())
+        return [self._best(chain) for chain in chains]
+
+    def vectors(self, works: Sequence[tuple[int, int, int]]) -> list[VectorPrice]:
+        """Operations given as (bytes read, bytes written, elementary operations). Raises :class:`NoTilingError`."""
+        new = [work for work in dict.fromkeys(works) if work not in self._vectors]
+        if new:
+            for work, (cycles, dram_bytes, chunks) in zip(
+                new, price_vectors(np.array(new, np.int64), self.machine).tolist(), strict=True
+            ):
+                if cycles < 0:
+                    raise NoTilingError(
+                        f"a vector operation on {work[0]} bytes fits the memories of {self.spec.name} in no cut"
+                    )
+                self._vectors[work] = VectorPrice(cycles, dram_bytes, chunks)
+        return [self._vectors[work] for work in works]
+
+    def _variants(self, chain: Sequence[Layer]) -> list[dict[tuple[bool, bool], tuple[int, ...]]]:
+        """Per stage, the table rows by (input stays, output stays)."""
+        data_bytes = self.spec.datatypes.data_bytes
+        variants = []
+        for i, layer in enumerate(chain):
+            rows = {}
+            for before in (False, True) if i else (False,):
+                for after in (False, True) if i + 1 < len(chain) else (False,):
+                    kept = before * layer.input_elements + after * layer.output_elements
+                    rows[before, after] = layer.row(before, after, kept * data_bytes)
+            variants.append(rows)
+        return variants
+
+    def _search(self, rows: Iterable[tuple[int, ...]]) -> None:
+        new = [row for row in dict.fromkeys(rows) if row not in self._layers]
+        if new:
+            prices: NDArray[Any] = price_layers(layer_table(new), self.machine)
+            self._layers.update(zip(new, prices, strict=True))
+
+    def _best(self, chain: Sequence[Layer]) -> ChainPrice:
+        # Shortest path over the boundaries; the state is whether the map just written stays.
+        paths: dict[bool, tuple[int, int, tuple[LayerPrice, ...]]] = {False: (0, 0, ())}
+        layerwise = [0, 0]
+        for i, (layer, rows) in enumerate(zip(chain, self._variants(chain), strict=True)):
+            longer: dict[bool, tuple[int, int, tuple[LayerPrice, ...]]] = {}
+            for (before, after), row in rows.items():
+                record = self._layers[row]
+                if record["cycles"] < 0 or before not in paths:
+                    continue
+                price = LayerPrice(layer, record, before, after, layer_energy_pj(self.spec, record, layer.macs))
+                cycles, dram_bytes, stages = paths[before]
+                path = (cycles + price.cycles, dram_bytes + price.dram_bytes, (*stages, price))
+                if after not in longer or path[:2] < longer[after][:2]:
+                    longer[after] = path
+                if not before and not after:
+                    layerwise[0] += price.cycles
+                    layerwise[1] += price.dram_bytes
+            if False not in longer:
+                raise NoTilingError(f"no tiling of stage {i} fits the memories of {self.spec.name}: {layer}")
+            paths = longer
+        return ChainPrice(paths[False][2], layerwise[0], layerwise[1])

@@ -1,0 +1,131 @@
+"""The machine as data: frozen dataclasses, one per section of a TOML file, units in the names of the keys.
+
+A field's metadata holds its smallest and largest value; :mod:`accel_sim.spec_file` checks a file against them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+DATAFLOWS = ("ws", "os", "is")
+"""Weight-, output- and input-stationary."""
+
+
+class SpecError(ValueError):
+    """A machine description that cannot be used; the message names the file (or override) and the key."""
+
+
+def _limited(smallest: float, largest: float, default: Any = None) -> Any:
+    metadata = {"min": smallest, "max": largest}
+    return field(metadata=metadata) if default is None else field(metadata=metadata, default=default)
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """A systolic array of ``rows`` x ``columns`` processing elements, one MAC each per cycle.
+
+    ``rows`` is the side along which partial sums travel (the K axis of a weight-stationary GEMM), ``columns`` the side
+    the results leave on. ``weight_shadow``: a second register per element takes the next stationary tile while the
+    present one computes. ``drain_overlap``: the same for output-stationary results on their way out.
+    """
+
+    rows: int = _limited(1, 4096)
+    columns: int = _limited(1, 4096)
+    dataflows: tuple[str, ...] = field(metadata={"choices": DATAFLOWS})
+    weight_shadow: bool
+    drain_overlap: bool
+
+
+@dataclass(frozen=True)
+class DatatypeSpec:
+    """Widths: ``data_bits`` of inputs, weights and outputs, ``accumulator_bits`` of partial sums and biases."""
+
+    data_bits: int = field(metadata={"choices": (8, 16, 32)})
+    accumulator_bits: int = field(metadata={"choices": (16, 32, 48, 64)})
+
+    @property
+    def data_bytes(self) -> int:
+        return self.data_bits // 8
+
+    @property
+    def accumulator_bytes(self) -> int:
+        return self.accumulator_bits // 8
+
+
+@dataclass(frozen=True)
+class ScratchpadSpec:
+    """On-chip memories. ``shared_input_weight``: inputs and weights share one pool of the two sizes' sum.
+
+    ``double_buffered``: every tile has two buffers, so that one is filled or drained while the other computes.
+    """
+
+    input_kib: int = _limited(1, 1 << 20)
+    weight_kib: int = _limited(1, 1 << 20)
+    accumulator_kib: int = _limited(1, 1 << 20)
+    shared_input_weight: bool
+    double_buffered: bool
+
+
+@dataclass(frozen=True)
+class DramSpec:
+    """The one channel that loads and stores share.
+
+    A contiguous piece of a transfer moves in whole bursts. ``latency_cycles`` passes between a request and its first
+    byte; ``pipelined_requests``: the next request's latency overlaps the present one's data.
+    """
+
+    bytes_per_cycle: float = _limited(1 / 64, 65536)
+    latency_cycles: int = _limited(0, 100_000)
+    burst_bytes: int = _limited(1, 65536)
+    pipelined_requests: bool
+
+
+@dataclass(frozen=True)
+class VectorSpec:
+    """The unit that runs what is no multiplication of matrices: ``lanes`` elementary operations a cycle."""
+
+    lanes: int = _limited(1, 65536)
+
+
+@dataclass(frozen=True)
+class HostSpec:
+    """The processor beside the array, in cycles of the array's clock; only estimates are made from it."""
+
+    call_cycles: int = _limited(0, 1_000_000_000)
+    mac_cycles: float = _limited(0.0, 1e6)
+    element_cycles: float = _limited(0.0, 1e6)
+
+
+@dataclass(frozen=True)
+class EnergySpec:
+    """Energy per event in picojoules. ``source`` says where the figures come from."""
+
+    source: str
+    mac_pj: float = _limited(0.0, 1e6)
+    scratchpad_read_pj_per_byte: float = _limited(0.0, 1e6)
+    scratchpad_write_pj_per_byte: float = _limited(0.0, 1e6)
+    accumulator_read_pj_per_byte: float = _limited(0.0, 1e6)
+    accumulator_write_pj_per_byte: float = _limited(0.0, 1e6)
+    dram_pj_per_byte: float = _limited(0.0, 1e6)
+    vector_operation_pj: float = _limited(0.0, 1e6)
+    static_pj_per_cycle: float = _limited(0.0, 1e9)
+
+
+@dataclass(frozen=True)
+class MachineSpec:
+    """A whole machine: what ``accel_sim/targets/*.toml`` and a user's own file describe."""
+
+    name: str
+    clock_mhz: float = _limited(0.001, 100_000)
+    array: ArraySpec
+    datatypes: DatatypeSpec
+    scratchpads: ScratchpadSpec
+    dram: DramSpec
+    vector: VectorSpec
+    host: HostSpec
+    energy: EnergySpec
+
+    @property
+    def peak_macs_per_cycle(self) -> int:
+        return self.array.rows * self.array.columns

@@ -1,0 +1,219 @@
+"""The accelerator's price list as the solver and the driver ask for it.
+
+Prices are for the machine's own data width (int8 for the presets), whatever type the ONNX file computes in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+from accel_sim.energy import vector_energy_pj
+from accel_sim.pricing.layer import Layer, conv_layer, gemm_layer, transposed_conv_layer
+from accel_sim.pricing.price_list import ChainPrice, LayerPrice, NoTilingError, PriceList
+from accel_sim.spec import MachineSpec
+from codegen.asic_network import Role, assign_roles
+from codegen.asic_ops import elements, host_macs, vector_operations
+from passes.core.cost import Cost, Kind, OpWork, StageWork
+from passes.errors import UnsupportedError
+
+_DATAFLOWS = ("ws", "os", "is")
+_ORDERS = ("positions first", "filters first")
+_LEVELS = ("images", "planes", "rows", "columns")
+_BUSY = 0.8
+"""A unit that is busy for this share of the time is called the bound."""
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One operator of a network on the machine.
+
+    ``unit``: array, vector, host, "on the way out" (applied while a result leaves the array) or free. ``bound`` says
+    what the time of an operator on the array or the vector unit goes to: "compute", "dram", or "fill" where neither
+    is busy for 80 % of the time. ``on_chip``: its input, output, or both never leave the chip.
+    """
+
+    name: str
+    op: str
+    unit: str
+    cost: Cost
+    cycles: int = 0
+    utilisation: float = 0.0
+    dataflow: str = ""
+    tiling: str = ""
+    bound: str = ""
+    on_chip: str = ""
+
+    @property
+    def dram_bytes(self) -> int:
+        return self.cost.dram_bytes
+
+
+class AsicLatency:
+    """:class:`passes.core.cost.LatencyModel` of a machine described by ``spec``; latency in cycles of its clock.
+
+    ``weight_file_bytes`` is what one weight takes in the ONNX file; chains, unlike nodes, do not carry it.
+    """
+
+    unit = "cycles"
+    margin = 0.0
+    granularity = 1
+
+    def __init__(self, spec: MachineSpec, weight_file_bytes: int = 4) -> None:
+        self.spec = spec
+        self._weight_file_bytes = weight_file_bytes
+        self._prices = PriceList(spec)
+        self._layers: dict[StageWork, Layer] = {}
+        self._costs: dict[tuple[StageWork, ...], Cost] = {}
+
+    def chains(self, works: Sequence[tuple[StageWork, ...]]) -> list[Cost]:
+        """Cost of each chain, with the maps between its stages kept on chip where that fits and pays.
+
+        Raises UnsupportedError for a stage that no tiling brings into the machine's memories.
+        """
+        new = [work for work in dict.fromkeys(works) if work not in self._costs]
+        for work, price in zip(new, self.chain_prices(new), strict=True):
+            params = sum(stage.weights + (stage.out_channels if stage.bias else 0) for stage in work)
+            cost = sum((self._array_cost(p) for p in price.stages), Cost(kind=Kind.SIMULATED))
+            self._costs[work] = cost.with_weights(params, params * self._weight_file_bytes)
+        return [self._costs[work] for work in works]
+
+    def chain_prices(self, works: Sequence[tuple[StageWork, ...]]) -> list[ChainPrice]:
+        """The prices behind :meth:`chains`: tilings per stage, what stays on chip, the cost layer by layer."""
+        try:
+            return self._prices.chains([tuple(self._layer(stage) for stage in work) for work in works])
+        except NoTilingError as error:
+            raise UnsupportedError(str(error)) from error
+
+    def network(self, ops: Sequence[OpWork]) -> Cost:
+        """Cost of a whole network: the sum of its :meth:`layers`. Estimated as soon as the host runs any part of it."""
+        return sum((row.cost for row in self.layers(ops)), Cost(kind=Kind.SIMULATED))
+
+    def host_ops(self, ops: Sequence[OpWork]) -> tuple[str, ...]:
+        """Names of the operators that the machine cannot run."""
+        return tuple(row.name for row in self.layers(ops) if row.unit == "host")
+
+    def layers(self, ops: Sequence[OpWork]) -> list[LayerRow]:
+        """One row per operator, in the order of ``ops``."""
+        roles, chains = assign_roles(ops)
+        works = [tuple(stage for i in chain if (stage := ops[i].stage) is not None) for chain in chains]
+        on_array: dict[int, LayerPrice] = {}
+        for chain, price in zip(chains, self.chain_prices(works), strict=True):
+            on_array |= dict(zip(chain, price.stages, strict=True))
+        rows = []
+        for i, (op, role) in enumerate(zip(ops, roles, strict=True)):
+            if i in on_array:
+                row = self._array_row(op, on_array[i])
+            elif role is Role.MATMUL:
+                row = self._matmul_row(op)
+            elif role is Role.VECTOR:
+                row = self._vector_row(op)
+            elif role is Role.HOST:
+                row = self._host_row(op)
+            else:
+                row = LayerRow(op.name, op.op, role.value, _cost_of(op, Cost(kind=Kind.SIMULATED)))
+            rows.append(row)
+        return rows
+
+    def _layer(self, work: StageWork) -> Layer:
+        if work not in self._layers:
+            g = work.geometry
+            try:
+                if g.transposed:
+                    layer = transposed_conv_layer(
+                        *(work.in_channels, work.out_channels, work.spatial, work.output_spatial),
+                        *(g.kernel, g.strides, g.dilations, g.pads, g.groups, work.batch, work.bias),
+                    )
+                else:
+                    layer = conv_layer(
+                        *(work.in_channels, work.out_channels, work.spatial, g.kernel, g.strides, g.dilations, g.pads),
+                        *(g.groups, work.batch, work.bias),
+                    )
+            except ValueError as error:
+                raise UnsupportedError(f"{self.spec.name} cannot run {work}: {error}") from error
+            self._layers[work] = layer
+        return self._layers[work]
+
+    def _array_cost(self, price: LayerPrice) -> Cost:
+        return Cost(
+            latency=float(price.cycles),
+            energy_pj=price.energy_pj,
+            dram_bytes=price.dram_bytes,
+            macs=price.layer.macs,
+            kind=Kind.SIMULATED,
+        )
+
+    def _array_row(self, op: OpWork, price: LayerPrice) -> LayerRow:
+        record = price.record
+        size, level = int(record["tile_size"]), _LEVELS[int(record["level"])]
+        tiling = f"{size} {level} x {record['tile_filters']} filters x {record['tile_channels']} channels"
+        if record["pack"] > 1:
+            tiling += f", {record['pack']} groups at once"
+        stays = [name for name, kept in (("input", price.input_on_chip), ("output", price.output_on_chip)) if kept]
+        busy = int(record["array_cycles"]), int(record["channel_cycles"])
+        return LayerRow(
+            *(op.name, op.op, "array", _cost_of(op, self._array_cost(price)), price.cycles),
+            utilisation=price.layer.macs / (price.cycles * self.spec.peak_macs_per_cycle),
+            dataflow=_DATAFLOWS[int(record["dataflow"])],
+            tiling=f"{tiling}, {_ORDERS[int(record['order'])]}",
+            bound=_bound(price.cycles, *busy),
+            on_chip=" and ".join(stays),
+        )
+
+    def _matmul_row(self, op: OpWork) -> LayerRow:
+        """A product of two activations: the heads are groups, the second operand stands where weights do."""
+        (*heads, m, k), n = op.input_shapes[0], op.output_shapes[0][-1]
+        layer = gemm_layer(m, k, n)
+        if (count := prod(heads)) > 1:
+            layer = conv_layer(count * k, count * n, (), (), groups=count, batch=m, bias=False)
+        try:
+            return self._array_row(op, self._prices.layers([layer])[0])
+        except NoTilingError as error:
+            raise UnsupportedError(f"{op.name}: {error}") from error
+
+    def _vector_row(self, op: OpWork) -> LayerRow:
+        operations = vector_operations(op)
+        assert operations is not None, op.op
+        width = self.spec.datatypes.data_bytes
+        constants = op.weight_params * width
+        try:
+            price = self._prices.vectors(
+                [(elements(op.input_shapes) * width + constants, elements(op.output_shapes) * width, operations)]
+            )[0]
+        except NoTilingError as error:
+            raise UnsupportedError(f"{op.name}: {error}") from error
+        cost = Cost(
+            latency=float(price.cycles),
+            energy_pj=vector_energy_pj(self.spec, price.cycles, price.dram_bytes, operations),
+            dram_bytes=price.dram_bytes,
+            kind=Kind.SIMULATED,
+        )
+        compute = operations // self.spec.vector.lanes
+        transfers = int(price.dram_bytes / self.spec.dram.bytes_per_cycle)
+        return LayerRow(
+            *(op.name, op.op, "vector", _cost_of(op, cost), price.cycles),
+            utilisation=compute / max(price.cycles, 1),
+            tiling=f"{price.chunks} chunks",
+            bound=_bound(price.cycles, compute, transfers),
+        )
+
+    def _host_row(self, op: OpWork) -> LayerRow:
+        host = self.spec.host
+        touched = elements(op.input_shapes) + elements(op.output_shapes)
+        macs = host_macs(op)
+        cycles = host.call_cycles + round(macs * host.mac_cycles + touched * host.element_cycles)
+        moved = (touched + op.weight_params) * self.spec.datatypes.data_bytes
+        cost = Cost(latency=float(cycles), dram_bytes=moved, macs=macs, kind=Kind.ESTIMATED)
+        return LayerRow(op.name, op.op, "host", _cost_of(op, cost), cycles)
+
+
+def _cost_of(op: OpWork, cost: Cost) -> Cost:
+    return cost.with_weights(op.weight_params, op.weight_bytes)
+
+
+def _bound(cycles: int, compute_cycles: int, channel_cycles: int) -> str:
+    busiest = max(compute_cycles, channel_cycles)
+    if busiest < _BUSY * cycles:
+        return "fill"
+    return "compute" if compute_cycles >= channel_cycles else "dram"

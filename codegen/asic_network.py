@@ -1,0 +1,98 @@
+"""Finds in a network what the accelerator runs as one: chains of stages, and what is applied on the way out of one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from enum import Enum
+
+from codegen.asic_ops import (
+    ACTIVATIONS,
+    CONSTANT_ARITHMETIC,
+    FREE,
+    TRANSPARENT,
+    elements,
+    is_shape_arithmetic,
+    vector_operations,
+)
+from passes.core.cost import OpWork
+
+
+class Role(Enum):
+    """Which unit an operator falls to; the value is the name that reports use."""
+
+    STAGE = "array"
+    MATMUL = "array, two activations"
+    EPILOGUE = "on the way out"
+    VECTOR = "vector"
+    FREE = "free"
+    HOST = "host"
+
+
+def assign_roles(ops: Sequence[OpWork]) -> tuple[list[Role], list[tuple[int, ...]]]:
+    """A role per operator, and the chains: indices of stages that follow each other directly.
+
+    Two stages form a chain if the second is the only reader of what the first gives, in the same shape, and nothing
+    stands between them but operators that do nothing to int8 data, or a bias. An activation, a BatchNormalization, or
+    arithmetic with a constant per channel is applied on the way out if it alone reads the stage's result.
+    """
+    readers = Counter(name for op in ops for name in set(op.inputs))
+    # What each tensor is: the stage it comes from while only free or fused operators followed, and whether a chain
+    # may still go on there.
+    source: dict[str, int] = {}
+    chainable: set[str] = set()
+    roles: list[Role] = []
+    previous: dict[int, int] = {}
+    for i, op in enumerate(ops):
+        alone = [name for name in op.inputs if name in source and readers[name] == 1]
+        stage_before = source[alone[0]] if len(alone) == 1 and len(op.input_shapes) <= 1 else None
+        role = _role(op, stage_before is not None)
+        roles.append(role)
+        if role is Role.STAGE:
+            if stage_before is not None and alone[0] in chainable and _connects(ops[stage_before], op):
+                previous[i] = stage_before
+            if len(op.outputs) == 1:
+                source[op.outputs[0]] = i
+                chainable.add(op.outputs[0])
+        elif stage_before is not None and (role is Role.EPILOGUE or op.op in TRANSPARENT) and len(op.outputs) == 1:
+            source[op.outputs[0]] = stage_before
+            if alone[0] in chainable and (op.op in TRANSPARENT or op.op == "Add"):
+                chainable.add(op.outputs[0])
+    follows = {before: after for after, before in previous.items()}
+    chains = []
+    for i, role in enumerate(roles):
+        if role is Role.STAGE and i not in previous:
+            chain = [i]
+            while chain[-1] in follows:
+                chain.append(follows[chain[-1]])
+            chains.append(tuple(chain))
+    return roles, chains
+
+
+def _role(op: OpWork, after_stage: bool) -> Role:
+    if op.stage is not None:
+        return Role.STAGE
+    if op.op in FREE or is_shape_arithmetic(op) or not elements(op.output_shapes):
+        return Role.FREE
+    if after_stage and _is_epilogue(op):
+        return Role.EPILOGUE
+    if op.op in ("MatMul", "Gemm"):
+        plain = len(op.input_shapes) == 2 and min(map(len, op.input_shapes)) >= 2
+        return Role.MATMUL if plain else Role.HOST
+    return Role.VECTOR if vector_operations(op) is not None else Role.HOST
+
+
+def _is_epilogue(op: OpWork) -> bool:
+    if op.input_shapes != op.output_shapes:
+        return False
+    if op.op in ACTIVATIONS or op.op == "BatchNormalization":
+        return True
+    # A constant as large as the map would have to be loaded: that is no bias.
+    return op.op in CONSTANT_ARITHMETIC and op.weight_params <= max(op.input_shapes[0])
+
+
+def _connects(first: OpWork, second: OpWork) -> bool:
+    a, b = first.stage, second.stage
+    if a is None or b is None or a.out_channels != b.in_channels or a.batch != b.batch:
+        return False
+    return a.output_spatial == b.spatial if a.geometry.ndim and b.geometry.ndim else a.geometry.ndim == b.geometry.ndim
