@@ -1,0 +1,15 @@
+"""Settings of the whole suite."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+# The same examples in every run: a failure in CI is a failure here. HYPOTHESIS_PROFILE=explore looks for new ones.
+_slow_machine = [HealthCheck.too_slow]
+settings.register_profile(
+    "deterministic", derandomize=True, deadline=None, database=None, suppress_health_check=_slow_machine
+)
+settings.register_profile("explore", deadline=None, max_examples=500, suppress_health_check=_slow_machine)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "deterministic"))
