@@ -50,9 +50,10 @@ def compiled(function: F) -> F:
     """``function`` compiled to machine code on its first call, or read back from the cache; one thread."""
     if _FOLDER is None:
         return cast(F, numba.njit(function))
-    before = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(_FOLDER)  # read once, while the decorator runs
+    settings: Any = numba.config  # its names come into being at run time
+    before = settings.CACHE_DIR
+    settings.CACHE_DIR = str(_FOLDER)  # read once, while the decorator runs
     try:
         return cast(F, numba.njit(cache=True)(function))
     finally:
-        numba.config.CACHE_DIR = before
+        settings.CACHE_DIR = before

@@ -6,7 +6,6 @@ A field's metadata holds its smallest and largest value; :mod:`accel_sim.spec_fi
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 DATAFLOWS = ("ws", "os", "is")
 """Weight-, output- and input-stationary."""
@@ -16,9 +15,8 @@ class SpecError(ValueError):
     """A machine description that cannot be used; the message names the file (or override) and the key."""
 
 
-def _limited(smallest: float, largest: float, default: Any = None) -> Any:
-    metadata = {"min": smallest, "max": largest}
-    return field(metadata=metadata) if default is None else field(metadata=metadata, default=default)
+def _limits(smallest: float, largest: float) -> dict[str, float]:
+    return {"min": smallest, "max": largest}
 
 
 @dataclass(frozen=True)
@@ -30,8 +28,8 @@ class ArraySpec:
     present one computes. ``drain_overlap``: the same for output-stationary results on their way out.
     """
 
-    rows: int = _limited(1, 4096)
-    columns: int = _limited(1, 4096)
+    rows: int = field(metadata=_limits(1, 4096))
+    columns: int = field(metadata=_limits(1, 4096))
     dataflows: tuple[str, ...] = field(metadata={"choices": DATAFLOWS})
     weight_shadow: bool
     drain_overlap: bool
@@ -60,9 +58,9 @@ class ScratchpadSpec:
     ``double_buffered``: every tile has two buffers, so that one is filled or drained while the other computes.
     """
 
-    input_kib: int = _limited(1, 1 << 20)
-    weight_kib: int = _limited(1, 1 << 20)
-    accumulator_kib: int = _limited(1, 1 << 20)
+    input_kib: int = field(metadata=_limits(1, 1 << 20))
+    weight_kib: int = field(metadata=_limits(1, 1 << 20))
+    accumulator_kib: int = field(metadata=_limits(1, 1 << 20))
     shared_input_weight: bool
     double_buffered: bool
 
@@ -75,9 +73,9 @@ class DramSpec:
     byte; ``pipelined_requests``: the next request's latency overlaps the present one's data.
     """
 
-    bytes_per_cycle: float = _limited(1 / 64, 65536)
-    latency_cycles: int = _limited(0, 100_000)
-    burst_bytes: int = _limited(1, 65536)
+    bytes_per_cycle: float = field(metadata=_limits(1 / 64, 65536))
+    latency_cycles: int = field(metadata=_limits(0, 100_000))
+    burst_bytes: int = field(metadata=_limits(1, 65536))
     pipelined_requests: bool
 
 
@@ -85,16 +83,16 @@ class DramSpec:
 class VectorSpec:
     """The unit that runs what is no multiplication of matrices: ``lanes`` elementary operations a cycle."""
 
-    lanes: int = _limited(1, 65536)
+    lanes: int = field(metadata=_limits(1, 65536))
 
 
 @dataclass(frozen=True)
 class HostSpec:
     """The processor beside the array, in cycles of the array's clock; only estimates are made from it."""
 
-    call_cycles: int = _limited(0, 1_000_000_000)
-    mac_cycles: float = _limited(0.0, 1e6)
-    element_cycles: float = _limited(0.0, 1e6)
+    call_cycles: int = field(metadata=_limits(0, 1_000_000_000))
+    mac_cycles: float = field(metadata=_limits(0.0, 1e6))
+    element_cycles: float = field(metadata=_limits(0.0, 1e6))
 
 
 @dataclass(frozen=True)
@@ -102,14 +100,14 @@ class EnergySpec:
     """Energy per event in picojoules. ``source`` says where the figures come from."""
 
     source: str
-    mac_pj: float = _limited(0.0, 1e6)
-    scratchpad_read_pj_per_byte: float = _limited(0.0, 1e6)
-    scratchpad_write_pj_per_byte: float = _limited(0.0, 1e6)
-    accumulator_read_pj_per_byte: float = _limited(0.0, 1e6)
-    accumulator_write_pj_per_byte: float = _limited(0.0, 1e6)
-    dram_pj_per_byte: float = _limited(0.0, 1e6)
-    vector_operation_pj: float = _limited(0.0, 1e6)
-    static_pj_per_cycle: float = _limited(0.0, 1e9)
+    mac_pj: float = field(metadata=_limits(0.0, 1e6))
+    scratchpad_read_pj_per_byte: float = field(metadata=_limits(0.0, 1e6))
+    scratchpad_write_pj_per_byte: float = field(metadata=_limits(0.0, 1e6))
+    accumulator_read_pj_per_byte: float = field(metadata=_limits(0.0, 1e6))
+    accumulator_write_pj_per_byte: float = field(metadata=_limits(0.0, 1e6))
+    dram_pj_per_byte: float = field(metadata=_limits(0.0, 1e6))
+    vector_operation_pj: float = field(metadata=_limits(0.0, 1e6))
+    static_pj_per_cycle: float = field(metadata=_limits(0.0, 1e9))
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ class MachineSpec:
     """A whole machine: what ``accel_sim/targets/*.toml`` and a user's own file describe."""
 
     name: str
-    clock_mhz: float = _limited(0.001, 100_000)
+    clock_mhz: float = field(metadata=_limits(0.001, 100_000))
     array: ArraySpec
     datatypes: DatatypeSpec
     scratchpads: ScratchpadSpec

@@ -38,7 +38,8 @@ def load_spec(name_or_path: str | Path = DEFAULT_PRESET, overrides: Mapping[str,
     table = _parse(text, where)
     for key, value in (overrides or {}).items():
         _override(table, key, value)
-    return _build(MachineSpec, table, where, "")
+    spec: MachineSpec = _build(MachineSpec, table, where, "")
+    return spec
 
 
 def _read(name_or_path: str | Path) -> tuple[str, str]:
@@ -78,7 +79,7 @@ def _build(cls: type[Any], table: Mapping[str, Any], where: str, section: str) -
         if dataclasses.is_dataclass(hints[name]):
             if not isinstance(table[name], dict):
                 raise SpecError(f"{where}: {key} must be a section [{key}]")
-            values[name] = _build(hints[name], table[name], where, f"{key}.")  # type: ignore[arg-type]
+            values[name] = _build(hints[name], table[name], where, f"{key}.")
         else:
             values[name] = _checked(table[name], hints[name], spec_field.metadata, f"{where}: {key}")
     return cls(**values)

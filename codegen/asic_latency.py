@@ -122,13 +122,30 @@ class AsicLatency:
             try:
                 if g.transposed:
                     layer = transposed_conv_layer(
-                        *(work.in_channels, work.out_channels, work.spatial, work.output_spatial),
-                        *(g.kernel, g.strides, g.dilations, g.pads, g.groups, work.batch, work.bias),
+                        work.in_channels,
+                        work.out_channels,
+                        work.spatial,
+                        work.output_spatial,
+                        g.kernel,
+                        g.strides,
+                        g.dilations,
+                        g.pads,
+                        g.groups,
+                        work.batch,
+                        work.bias,
                     )
                 else:
                     layer = conv_layer(
-                        *(work.in_channels, work.out_channels, work.spatial, g.kernel, g.strides, g.dilations, g.pads),
-                        *(g.groups, work.batch, work.bias),
+                        work.in_channels,
+                        work.out_channels,
+                        work.spatial,
+                        g.kernel,
+                        g.strides,
+                        g.dilations,
+                        g.pads,
+                        g.groups,
+                        work.batch,
+                        work.bias,
                     )
             except ValueError as error:
                 raise UnsupportedError(f"{self.spec.name} cannot run {work}: {error}") from error

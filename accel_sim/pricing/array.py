@@ -31,20 +31,20 @@ def ceil_div(a: int, b: int) -> int:
 
 
 @compiled
-def gemm_cycles(
-    dataflow: int, rows: int, columns: int, weight_shadow: int, drain_overlap: int, m: int, k: int, n: int
-) -> int:
-    """Cycles of one M x K x N product. Source: the forms above."""
+def gemm_cycles(machine: Any, dataflow: int, m: int, k: int, n: int) -> int:
+    """Cycles of one M x K x N product on an empty array. Source: the forms above."""
+    rows, columns = machine.rows, machine.columns
     if dataflow == OUTPUT_STATIONARY:
         folds = ceil_div(m, rows) * ceil_div(n, columns)
-        if drain_overlap:
-            return (folds - 1) * max(k, rows) + k + 2 * rows + columns - 2
-        return folds * (2 * rows + columns + k - 2)
-    streamed, across = (m, n) if dataflow == WEIGHT_STATIONARY else (n, m)
+        if machine.drain_overlap:
+            return int((folds - 1) * max(k, rows) + k + 2 * rows + columns - 2)
+        return int(folds * (2 * rows + columns + k - 2))
+    streamed = m if dataflow == WEIGHT_STATIONARY else n
+    across = n if dataflow == WEIGHT_STATIONARY else m
     folds = ceil_div(k, rows) * ceil_div(across, columns)
-    if weight_shadow:
-        return rows + (folds - 1) * max(streamed, rows) + streamed + rows + columns - 1
-    return folds * (2 * rows + columns + streamed - 1)
+    if machine.weight_shadow:
+        return int(rows + (folds - 1) * max(streamed, rows) + streamed + rows + columns - 1)
+    return int(folds * (2 * rows + columns + streamed - 1))
 
 
 @compiled
@@ -68,26 +68,14 @@ def gemm_accumulator_writes(dataflow: int, rows: int, columns: int, m: int, k: i
 
 
 @compiled
-def _gemm_cycles_each(
-    dataflow: int,
-    rows: int,
-    columns: int,
-    weight_shadow: int,
-    drain_overlap: int,
-    m: NDArray[np.int64],
-    k: NDArray[np.int64],
-    n: NDArray[np.int64],
-    out: NDArray[np.int64],
-) -> None:
-    for i in range(m.size):
-        out[i] = gemm_cycles(dataflow, rows, columns, weight_shadow, drain_overlap, m[i], k[i], n[i])
+def _gemm_cycles_each(machines: NDArray[Any], dataflow: int, gemms: NDArray[np.int64], out: NDArray[np.int64]) -> None:
+    machine = machines[0]
+    for i in range(out.size):
+        out[i] = gemm_cycles(machine, dataflow, gemms[i, 0], gemms[i, 1], gemms[i, 2])
 
 
 def gemm_cycles_batch(machine: NDArray[Any], dataflow: int, gemms: NDArray[np.int64]) -> NDArray[np.int64]:
     """Cycles of many GEMMs: ``gemms`` is (count, 3) of M, K, N; gives (count,). No memory, no tiling."""
     out = np.empty(len(gemms), np.int64)
-    one = machine[0]
-    m, k, n = (np.ascontiguousarray(column) for column in np.asarray(gemms, np.int64).T)
-    sizes = (int(one["rows"]), int(one["columns"]), int(one["weight_shadow"]), int(one["drain_overlap"]))
-    _gemm_cycles_each(dataflow, *sizes, m, k, n, out)
+    _gemm_cycles_each(machine, dataflow, np.ascontiguousarray(gemms, np.int64), out)
     return out

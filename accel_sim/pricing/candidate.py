@@ -9,7 +9,10 @@ from numpy.typing import NDArray
 
 from accel_sim.jit import compiled
 from accel_sim.pricing.array import ceil_div, gemm_cycles
-from accel_sim.pricing.tiling import FILTERS_FIRST, IMAGES, channel_cycles, map_bytes, weight_piece_bytes
+from accel_sim.pricing.tiling import IMAGES, channel_cycles, map_bytes, weight_piece_bytes
+
+POSITIONS_FIRST, FILTERS_FIRST = 0, 1
+"""Order: the outer loop runs over position tiles (input stays) or over filter tiles (weights stay)."""
 
 PRICE = np.dtype(
     [
@@ -31,8 +34,42 @@ whole bursts. ``pack``: groups that share the array as one block-diagonal GEMM.
 
 
 @compiled
-def tile_gemm_cycles(machine: Any, dataflow: int, m: int, k: int, n: int) -> int:
-    return gemm_cycles(dataflow, machine.rows, machine.columns, machine.weight_shadow, machine.drain_overlap, m, k, n)
+def fits(layer: Any, machine: Any, price: Any, max_positions: int, max_inputs: int, position_count: int) -> bool:
+    """Whether the tiles find room. A held operand stays for all its uses, another one is loaded for each use.
+
+    Positions first: a held input is one position tile with all its channels, held weights are all of them. Filters
+    first: held weights are one filter tile with all its channels, a held input is the whole map. Whatever changes
+    during the layer has a second buffer on a double-buffered machine.
+    """
+    pack, tn, tc = price.pack, price.tile_filters, price.tile_channels
+    channels, filters, groups = layer.channels * pack, layer.filters * pack, layer.groups // pack
+    filter_tiles, channel_tiles = ceil_div(filters, tn), ceil_div(channels, tc)
+    output_tiles = position_count * filter_tiles * groups
+    buffers = machine.buffers
+    accumulators = min(buffers, output_tiles) * max_positions * tn
+    if accumulators * machine.accumulator_bytes > machine.accumulator_capacity:
+        return False
+    bias = machine.accumulator_bytes if layer.bias else 0
+    in_flight = min(buffers, output_tiles * channel_tiles)
+    if layer.input_on_chip:
+        inputs = 0
+    elif not price.hold_input:
+        inputs = in_flight * max_inputs * tc
+    elif price.order == POSITIONS_FIRST:
+        inputs = min(buffers, position_count * groups) * max_inputs * channels
+    else:
+        inputs = min(buffers, groups) * layer.batch * layer.in_d * layer.in_h * layer.in_w * channels
+    inputs = inputs * machine.data_bytes + layer.reserved_bytes
+    if not price.hold_weights:
+        weights = in_flight * tn * (tc * layer.taps * machine.data_bytes + bias)
+    elif price.order == POSITIONS_FIRST:
+        weights = min(buffers, groups) * filters * (channels * layer.taps * machine.data_bytes + bias)
+    else:
+        held = min(buffers, filter_tiles * groups) * tn
+        weights = held * (channels * layer.taps * machine.data_bytes + bias)
+    if machine.shared:
+        return bool(inputs + weights <= machine.input_bytes + machine.weight_bytes)
+    return bool(inputs <= machine.input_bytes and weights <= machine.weight_bytes)
 
 
 @compiled
@@ -57,7 +94,7 @@ def input_sum(
         total += full * map_bytes(inputs[i], level, segments[i], tile_channels, whole, machine)
         if rest:
             total += map_bytes(inputs[i], level, segments[i], rest, False, machine)
-    return total if level == IMAGES else total * layer.batch
+    return total if level == IMAGES else int(total * layer.batch)
 
 
 @compiled
@@ -73,7 +110,7 @@ def output_piece_bytes(
 def output_cycles(layer: Any, machine: Any, moved: int, positions: int, filters: int) -> int:
     """Cycles to take a tile out of the accumulators: over the channel, or a row of the array's width each cycle."""
     if layer.output_on_chip:
-        return positions * ceil_div(filters, machine.columns)
+        return int(positions * ceil_div(filters, machine.columns))
     return channel_cycles(moved, machine.rate)
 
 
@@ -121,8 +158,8 @@ def bound_cycles(
             filter_count = 1 if is_last else filter_tiles - 1
             if filter_count == 0:
                 continue
-            part = (channel_tiles - 1) * tile_gemm_cycles(machine, price.dataflow, m, tc * layer.taps, n)
-            part += tile_gemm_cycles(machine, price.dataflow, m, c_last * layer.taps, n)
+            part = (channel_tiles - 1) * gemm_cycles(machine, price.dataflow, m, tc * layer.taps, n)
+            part += gemm_cycles(machine, price.dataflow, m, c_last * layer.taps, n)
             compute += tiles * filter_count * part
             moved = output_piece_bytes(layer, machine, pack, price.level, m, images, n)
             store_cycles += tiles * filter_count * output_cycles(layer, machine, moved, m, n)
@@ -159,7 +196,7 @@ def bound_cycles(
     if not layer.input_on_chip:
         whole = tc == channels and pack == layer.groups
         first += map_bytes(inputs[0], price.level, segments[0], tc, whole, machine)
-    last = tile_gemm_cycles(machine, price.dataflow, last_positions, c_last * layer.taps, n_last)
+    last = gemm_cycles(machine, price.dataflow, last_positions, c_last * layer.taps, n_last)
     moved = output_piece_bytes(layer, machine, pack, price.level, last_positions, segments[count - 1], n_last)
     end = output_cycles(layer, machine, moved, last_positions, n_last)
     if not layer.output_on_chip:
@@ -169,7 +206,7 @@ def bound_cycles(
     if not layer.output_on_chip:
         latencies = machine.latency * (1 if machine.pipelined else loads + stores)
         bound = max(bound, price.channel_cycles + latencies)
-    return bound
+    return int(bound)
 
 
 @compiled
@@ -209,7 +246,7 @@ def fill_steps(
                     if p == 0 or not price.hold_weights:
                         moved += weight_piece_bytes(layer, machine, k, n, c == 0)
                     load[step] = channel_cycles(moved, machine.rate)
-                    compute[step] = tile_gemm_cycles(machine, price.dataflow, positions[i], k * layer.taps, n)
+                    compute[step] = gemm_cycles(machine, price.dataflow, positions[i], k * layer.taps, n)
                     store[step] = 0
                     step += 1
                 moved = output_piece_bytes(layer, machine, pack, price.level, positions[i], segments[i], n)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil, prod
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -127,31 +127,31 @@ def transposed_conv_layer(
     batch: int = 1,
     bias: bool = True,
 ) -> Layer:
-    """A transposed convolution as one sub-pixel convolution: the outputs of one phase of the stride are its own filters.
+    """A transposed convolution as one sub-pixel convolution: each phase of the stride has its own filters.
 
-    Each output position o belongs to the phase (o + pad) mod stride and meets the taps t with dilation * t in that
-    phase. So the layer is a stride-1 convolution of the input with prod(strides) x filters, whose K axis holds as many
-    taps as the fullest phase has; phases with fewer are filled up with zero weights (their cycles and bytes count,
-    their MACs do not). The store puts the phases in their places.
+    Output o = stride * q + phase meets tap t at input q + (phase + pad - dilation * t) / stride, where that is whole.
+    So the layer is a stride-1 convolution of the input with prod(strides) x filters, whose K axis holds as many taps
+    as the fullest phase has; phases with fewer are filled up with zero weights (their cycles and bytes count, their
+    MACs do not). The store puts the phases in their places.
     """
-    taps, phases, coarse_reach, coarse_pad, coarse_out = 1, 1, [], [], []
+    taps, phases, reaches, begins, coarse = 1, 1, [], [], []
     for k, s, d, begin, o in zip(kernel, strides, dilations, pads, output_spatial, strict=False):
-        counts = [sum((d * t) % s == phase for t in range(k)) for phase in range(s)]
-        reach = (d * (k - 1)) // s + 1
-        taps *= max(counts)
+        steps = [[(p + begin - d * t) // s for t in range(k) if (p + begin - d * t) % s == 0] for p in range(s)]
+        taps *= max(map(len, steps))
         phases *= s
-        coarse_reach.append(reach)
-        coarse_pad.append(max(reach - 1 - begin // s, 0))
-        coarse_out.append(ceil(o / s))
+        offsets = [step for phase in steps for step in phase]
+        reaches.append(max(offsets) - min(offsets) + 1)
+        begins.append(-min(offsets))
+        coarse.append(-(-o // s))
     weights = out_channels * (in_channels // groups) * prod(kernel)
     plain = conv_layer(in_channels, out_channels * phases, spatial, (1,) * len(kernel), groups=groups, batch=batch)
     return replace(
         plain,
         taps=taps,
         bias=bias,
-        out=_three(coarse_out),
-        reach=_three(coarse_reach),
-        pad=_three(coarse_pad, 0),
+        out=_three(coarse),
+        reach=_three(reaches),
+        pad=_three(begins, 0),
         macs=batch * prod(spatial) * weights,
         output_elements=batch * out_channels * prod(output_spatial),
     )

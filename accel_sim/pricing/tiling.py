@@ -23,52 +23,46 @@ from accel_sim.pricing.machine import RATE
 IMAGES, PLANES, ROWS, COLUMNS = 0, 1, 2, 3
 """Levels: which axis the positions are cut along."""
 
-POSITIONS_FIRST, FILTERS_FIRST = 0, 1
-"""Order: the outer loop runs over position tiles (input stays) or over filter tiles (weights stay)."""
-
 MAX_TILES_PER_IMAGE = 1 << 16
 
 
 @compiled
-def split_sizes(total: int, sizes: NDArray[np.int64], include_whole: bool, powers_only: bool) -> int:
-    """Writes the tile sizes worth trying for an axis of ``total`` into ``sizes``, largest first; gives their number."""
+def split_sizes(layer: Any, level: int, sizes: NDArray[np.int64]) -> int:
+    """Writes the tile sizes worth trying at ``level`` into ``sizes``, largest first; gives their number.
+
+    The axis is split into 1, 2, 3, 4, 6, 8, 12, ... parts (columns: powers of two). A whole axis is the next level's
+    single position and is left out, but for the images.
+    """
+    total = layer.batch
+    if level != IMAGES:
+        total = layer.out_d if level == PLANES else (layer.out_h if level == ROWS else layer.out_w)
     count = 0
-    if include_whole:
-        sizes[0] = total
-        count = 1
-    parts = 2
+    parts = 1 if level == IMAGES else 2
     while True:
-        size = ceil_div(total, min(parts, total))
-        if size < total and (count == 0 or size < sizes[count - 1]):
+        size = ceil_div(total, parts)
+        if (size < total or level == IMAGES) and (count == 0 or size < sizes[count - 1]):
             sizes[count] = size
             count += 1
         if parts >= total:
             return count
-        if not powers_only and parts & (parts - 1) == 0:
-            parts += parts // 2 if parts > 1 else 1  # 2, 3, 4, 6, 8, 12, ...
-        elif powers_only:
+        if level == COLUMNS or parts == 1:
             parts *= 2
-        else:
-            parts = parts // 3 * 4
+        else:  # a power of two, or three times one
+            parts = parts * 3 // 2 if parts & (parts - 1) == 0 else parts // 3 * 4
 
 
 @compiled
-def multiples(total: int, unit: int, smaller: int, powers_only: bool, sizes: NDArray[np.int64]) -> int:
-    """Writes ``smaller`` (if 0 < smaller < unit), multiples of ``unit`` below ``total``, and ``total`` into ``sizes``."""
+def multiples(total: int, unit: int, smaller: int, sizes: NDArray[np.int64]) -> int:
+    """Writes ``smaller`` (if 0 < smaller < unit), ``unit`` times powers of two, and ``total``; gives their number."""
     count = 0
     if 0 < smaller < min(unit, total):
         sizes[0] = smaller
         count = 1
-    factor = 1
-    while factor * unit < total:
-        sizes[count] = factor * unit
+    size = unit
+    while size < total:
+        sizes[count] = size
         count += 1
-        if powers_only or factor < 2:
-            factor *= 2
-        elif factor & (factor - 1) == 0:
-            factor += factor // 2
-        else:
-            factor = factor // 3 * 4
+        size *= 2
     sizes[count] = total
     return count + 1
 
@@ -89,8 +83,8 @@ def position_tile_count(layer: Any, level: int, size: int) -> int:
     if level == PLANES:
         return ceil_div(layer.out_d, size)
     if level == ROWS:
-        return layer.out_d * ceil_div(layer.out_h, size)
-    return layer.out_d * layer.out_h * ceil_div(layer.out_w, size)
+        return int(layer.out_d * ceil_div(layer.out_h, size))
+    return int(layer.out_d * layer.out_h * ceil_div(layer.out_w, size))
 
 
 @compiled
@@ -171,10 +165,11 @@ def map_bytes(elements: int, level: int, segments: int, channels: int, whole: bo
 
     Whole images lie in one piece, and all of them together if all channels move.
     """
-    if level == IMAGES:
-        pieces = 1 if whole else segments
-    else:
-        pieces = segments * ceil_div(channels, machine.columns)
+    pieces = segments
+    if level != IMAGES:
+        pieces *= ceil_div(channels, machine.columns)
+    elif whole:
+        pieces = 1
     return burst_bytes(elements * channels * machine.data_bytes, pieces, machine.burst)
 
 
@@ -185,55 +180,3 @@ def weight_piece_bytes(layer: Any, machine: Any, channels: int, filters: int, fi
     if first and layer.bias:
         payload += filters * machine.accumulator_bytes
     return burst_bytes(payload, 1, machine.burst)
-
-
-@compiled
-def fits(
-    layer: Any,
-    machine: Any,
-    pack: int,
-    max_positions: int,
-    max_inputs: int,
-    position_count: int,
-    tile_filters: int,
-    tile_channels: int,
-    order: int,
-    hold_input: int,
-    hold_weights: int,
-) -> bool:
-    """Whether the tiles find room. A held operand stays for all its uses, another one is loaded for each use.
-
-    Positions first: a held input is one position tile with all its channels, held weights are all of them. Filters
-    first: held weights are one filter tile with all its channels, a held input is the whole map. Whatever changes
-    during the layer has a second buffer on a double-buffered machine.
-    """
-    channels, filters, groups = layer.channels * pack, layer.filters * pack, layer.groups // pack
-    filter_tiles, channel_tiles = ceil_div(filters, tile_filters), ceil_div(channels, tile_channels)
-    output_tiles = position_count * filter_tiles * groups
-    buffers = machine.buffers
-    if min(buffers, output_tiles) * max_positions * tile_filters * machine.accumulator_bytes > (
-        machine.accumulator_capacity
-    ):
-        return False
-    bias = machine.accumulator_bytes if layer.bias else 0
-    in_flight = min(buffers, output_tiles * channel_tiles)
-    if layer.input_on_chip:
-        inputs = 0
-    elif not hold_input:
-        inputs = in_flight * max_inputs * tile_channels
-    elif order == POSITIONS_FIRST:
-        inputs = min(buffers, position_count * groups) * max_inputs * channels
-    else:
-        inputs = min(buffers, groups) * layer.batch * layer.in_d * layer.in_h * layer.in_w * channels
-    inputs = inputs * machine.data_bytes + layer.reserved_bytes
-    if not hold_weights:
-        weights = in_flight * tile_filters * (tile_channels * layer.taps * machine.data_bytes + bias)
-    elif order == POSITIONS_FIRST:
-        weights = min(buffers, groups) * filters * (channels * layer.taps * machine.data_bytes + bias)
-    else:
-        weights = (
-            min(buffers, filter_tiles * groups) * tile_filters * (channels * layer.taps * machine.data_bytes + bias)
-        )
-    if machine.shared:
-        return inputs + weights <= machine.input_bytes + machine.weight_bytes
-    return inputs <= machine.input_bytes and weights <= machine.weight_bytes
