@@ -1,0 +1,143 @@
+"""onnxruntime on a network under the knife: whole runs, and runs that look at what lies inside."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import onnxruntime
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper
+
+from passes.core.site import Array
+from passes.graph import Note
+from passes.onnx_shapes import variables
+from passes.onnx_surgery import MAIN, Scope, Surgery
+from passes.onnx_weights import Weight
+from passes.onnx_write import DataFile, stored_bytes
+
+IN_MEMORY_BYTES = 256 << 20
+"""Larger networks go to onnxruntime through a temporary file."""
+
+
+def session(
+    surgery: Surgery, build: Callable[[Callable[[Weight], TensorProto]], ModelProto], optimise: bool = True
+) -> onnxruntime.InferenceSession:
+    """A session on the model that ``build`` makes with a way to store weights. Raises what onnxruntime raises."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    providers = ["CPUExecutionProvider"]
+    if stored_bytes(surgery) < IN_MEMORY_BYTES:
+        return onnxruntime.InferenceSession(build(Weight.tensor).SerializeToString(), options, providers)
+    with tempfile.TemporaryDirectory(prefix="rankc-") as folder:
+        path = Path(folder) / "model.onnx"
+        with (path.parent / "weights").open("wb") as data:
+            path.write_bytes(build(DataFile(data, "weights").tensor).SerializeToString())
+        return onnxruntime.InferenceSession(str(path), options, providers)
+
+
+def random_feeds(surgery: Surgery, shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[str, Array]:
+    """Inputs of the given shapes: normal floats, ones for integers, true for booleans."""
+    rng = np.random.default_rng(seed)
+    feeds = {}
+    for info in surgery.main.frame.input:
+        if info.name in shapes:
+            dtype = np.dtype(helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type))
+            floats = dtype.kind not in "iub" and dtype.kind != "O"
+            value = rng.standard_normal(shapes[info.name]) if floats else np.ones(shapes[info.name])
+            feeds[info.name] = value.astype(dtype)
+    return feeds
+
+
+def observe(surgery: Surgery, feeds: Mapping[str, Array]) -> tuple[Note, ...]:
+    """Fills shapes that inference left open by running the network once, bodies of If and Loop on their own.
+
+    A body is run whether its branch is taken or not. Returns a note for each graph that could not be run.
+    """
+    notes: list[Note] = []
+    _observe(surgery, surgery.main, dict(feeds), notes)
+    return tuple(notes)
+
+
+def _observe(surgery: Surgery, scope: Scope, values: dict[str, Array], notes: list[Note]) -> None:
+    bodies = [(node, f"{node.name}/{name}") for node in scope.graph.nodes for name in node.attrs]
+    bodies = [(node, path) for node, path in bodies if node.op in ("If", "Loop") and _has_holes(surgery, path)]
+    wanted = {t.name: t for t in variables(scope) if t.shape is None}
+    for node, path in bodies:
+        for tensor in [*captured(surgery, surgery.scopes[path]), *node.inputs]:
+            if isinstance(tensor, gs.Variable) and not tensor.is_empty() and tensor.name not in values:
+                wanted[tensor.name] = tensor
+    wanted = {name: tensor for name, tensor in wanted.items() if name not in values}
+    if wanted:
+        try:
+            found = _run(surgery, scope, values, list(wanted))
+        except Exception as error:  # whatever the runtime refuses: shapes stay unknown, and the note says why
+            where = f"the body '{scope.path}'" if scope.path else "the network"
+            reason = " ".join(str(error).split())[:200]
+            notes.append(Note(scope.path, "graph", f"{where} could not be run to observe shapes: {reason}"))
+            return
+        values = {**values, **found}
+    for tensor in variables(scope):
+        if tensor.shape is None and tensor.name in values:
+            tensor.shape = tuple(values[tensor.name].shape)
+            tensor.dtype = tensor.dtype or helper.np_dtype_to_tensor_dtype(values[tensor.name].dtype)
+    for node, path in bodies:
+        inner = dict(values)
+        if node.op == "Loop":
+            carried = [_value(surgery, t, values) for t in node.inputs[2:]]
+            start = [np.array(0, np.int64), np.array(True), *carried]
+            names = [t.name for t in surgery.scopes[path].graph.inputs]
+            inner.update((name, v) for name, v in zip(names, start, strict=False) if v is not None)
+        _observe(surgery, surgery.scopes[path], inner, notes)
+
+
+def _has_holes(surgery: Surgery, path: str) -> bool:
+    scopes = {scope.path: scope for scope, _ in surgery.nodes(path)}
+    return any(t.shape is None for scope in scopes.values() for t in variables(scope))
+
+
+def _value(surgery: Surgery, tensor: gs.Tensor, values: Mapping[str, Array]) -> Array | None:
+    if isinstance(tensor, gs.Constant):
+        return surgery.weight_of(tensor).array
+    return values.get(tensor.name)
+
+
+def captured(surgery: Surgery, scope: Scope) -> list[gs.Tensor]:
+    """Tensors that the nodes of a body, and of bodies in it, read from outside of it."""
+    inside: set[int] = set()
+    reads: dict[int, gs.Tensor] = {}
+    seen = set()
+    for home, node in surgery.nodes(scope.path):
+        if home.path not in seen:
+            seen.add(home.path)
+            inside.update(id(t) for t in [*home.graph.inputs, *home.weights.values()])
+        inside.update(id(t) for t in node.outputs)
+        reads.update((id(t), t) for t in node.inputs if not t.is_empty())
+    return [tensor for key, tensor in reads.items() if key not in inside]
+
+
+def _run(surgery: Surgery, scope: Scope, values: Mapping[str, Array], wanted: list[str]) -> dict[str, Array]:
+    """Runs one graph as a model of its own on what it reads from outside; returns the wanted tensors."""
+    outer = [] if scope.path == MAIN else captured(surgery, scope)
+    stored = [surgery.weight_of(t) for t in outer if isinstance(t, gs.Constant)]
+    names = [t.name for t in [*scope.graph.inputs, *outer] if t.name in values]
+
+    def build(tensor: Callable[[Weight], TensorProto]) -> ModelProto:
+        model = surgery.export_scope(scope, tensor)
+        del model.graph.output[:]
+        model.graph.output.extend(ValueInfoProto(name=name) for name in wanted)
+        if scope.path != MAIN:
+            del model.graph.input[:]
+            for name in names:
+                kind = helper.np_dtype_to_tensor_dtype(values[name].dtype)
+                model.graph.input.append(helper.make_tensor_value_info(name, kind, values[name].shape))
+            model.graph.initializer.extend(tensor(weight) for weight in stored)
+        return model
+
+    run = session(surgery, build, optimise=False)
+    results = run.run(wanted, {name: values[name] for name in names})
+    return {name: value for name, value in zip(wanted, results, strict=True) if isinstance(value, np.ndarray)}
