@@ -16,12 +16,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from passes.core.alternate import alternate, refit_tail
 from passes.core.factor import FactorFormat, Rank, chain_of, fitted
 from passes.core.fit import FitProblem, regress
 from passes.core.moments import Moments
 from passes.core.patches import outputs_at, patches, sample_rows
-from passes.core.site import Array, Chain, Site, Stage
-from passes.onnx_stepper import Epilogue, Stepper, Stop
+from passes.core.site import Array, Chain, Site, Stage, compose
+from passes.onnx_stepper import Epilogue, Feeds, Stepper, Stop
 from passes.torch_apply import as_array, run_chain
 
 
@@ -38,13 +39,15 @@ class Correction:
     """Options of the sequential correction.
 
     ``elements`` bounds the patch matrix (samples x K) held at a time; ``ridge`` is relative to the mean eigenvalue of
-    the patches' covariance and shrinks towards the original weight; ``sweeps`` counts refits behind a clamp.
+    the patches' covariance and shrinks towards the original weight; ``sweeps`` counts refits behind a clamp,
+    ``rounds`` the alternations of the first fit.
     ``dense`` refits layers that stay dense as well: the same cost, and they absorb part of the error.
     """
 
     elements: int = 32_000_000
     ridge: float = 1e-3
     sweeps: int = 3
+    rounds: int = 6
     dense: bool = True
     skips: bool = True
     seed: int = 0
@@ -52,7 +55,7 @@ class Correction:
 
 def correct(
     stepper: Stepper,
-    feeds: Mapping[str, Array],
+    feeds: Feeds,
     choices: Mapping[str, Choice],
     options: Correction,
     roots: Mapping[str, Array] | None = None,
@@ -157,13 +160,20 @@ def _fit(
     weight = stage.grouped_weight().astype(np.float64)
     flat = weight.reshape(*weight.shape[:2], -1)
     clamps = target.epilogue.low is not None or target.epilogue.high is not None
+    gram = moments.ridge(options.ridge)
     for sweep in range(1 + (options.sweeps if clamps else 0)):
         if sweep:
             predicted = np.matmul(columns, composed.swapaxes(1, 2).astype(columns.dtype)) + bias[:, None, :]
             moments = moments.retarget(columns, target.moved(predicted.astype(columns.dtype)))
         goal = regress(flat, moments, options.ridge)
-        problem = FitProblem(goal.reshape(weight.shape), moments.ridge(options.ridge), root)
-        stages = _stages(choice, stage, problem)
+        problem = FitProblem(goal.reshape(weight.shape), gram, root)
+        if choice.format is None:
+            stages: tuple[Stage, ...] = (replace(stage, weight=goal.reshape(stage.weight.shape), bias=None),)
+        elif sweep:
+            stages = alternate(refit_tail(stages, problem), problem, rounds=2)
+        else:
+            decomposed = choice.format.decompose(stage.geometry, problem)
+            stages = fitted(decomposed, choice.rank, problem, options.rounds)
         composed = _composed(stages)
         bias = moments.mean_t - np.einsum("gok,gk->go", composed, moments.mean_x)
     if choice.format is None:
@@ -177,14 +187,6 @@ def _rows(site: Site, shape: tuple[int, ...], limit: int, rng: np.random.Generat
     return np.arange(shape[0]) if shape[0] <= limit else np.sort(rng.choice(shape[0], limit, replace=False))
 
 
-def _stages(choice: Choice, stage: Stage, problem: FitProblem) -> tuple[Stage, ...]:
-    if choice.format is None:
-        return (replace(stage, weight=problem.target.reshape(stage.weight.shape), bias=None),)
-    return fitted(choice.format.decompose(stage.geometry, problem), choice.rank, problem)
-
-
 def _composed(stages: tuple[Stage, ...]) -> Array:
-    from passes.core.site import compose
-
     weight = compose(stages)
     return weight.reshape(*weight.shape[:2], -1)

@@ -23,6 +23,7 @@ from passes.onnx_torch_ops import OPS, Attributes
 
 Tensor = torch.Tensor
 Walk = Generator["Stop", Tensor, dict[str, Tensor]]
+Feeds = Mapping[str, Array | Tensor] | Sequence[Mapping[str, Array | Tensor]]
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,6 @@ class Stop:
     site: Site
     input: Tensor
     skip: Tensor | None
-    env: Mapping[str, Tensor]
 
 
 class Stepper:
@@ -136,15 +136,42 @@ class Stepper:
             bounds.append(float(self.constants[name]) if name else None)
         return bounds[0], bounds[1]
 
-    def walk(self, feeds: Mapping[str, Array | Tensor]) -> Walk:
-        """Runs the network; yields a :class:`Stop` at each site and expects the site's output; returns the outputs."""
+    def walk(self, feeds: Feeds) -> Walk:
+        """Runs the network; yields a :class:`Stop` at each site and expects the site's output; returns the outputs.
+
+        ``feeds`` is one set of inputs or several. Several are walked side by side, and a stop shows them as one
+        batch: that is how a network of fixed batch size is walked with many samples.
+        """
+        parts = [feeds] if isinstance(feeds, Mapping) else list(feeds)
+        walks = [self._walk(part) for part in parts]
+        if len(walks) == 1:
+            return (yield from walks[0])
+        ended: list[dict[str, Tensor]] = []
+        answers: list[Tensor] | None = None
+        while not ended:
+            stops: list[Stop] = []
+            for index, walk in enumerate(walks):
+                try:
+                    stops.append(next(walk) if answers is None else walk.send(answers[index]))
+                except StopIteration as end:
+                    ended.append(end.value)
+            if stops:
+                site = stops[0].site
+                axis = 1 if stops[0].input.ndim + site.channel_axis == 0 else 0
+                skips = [stop.skip for stop in stops if stop.skip is not None]
+                skip = torch.cat(skips, axis) if len(skips) == len(stops) else None
+                y = yield Stop(site, torch.cat([stop.input for stop in stops], axis), skip)
+                answers = list(torch.tensor_split(y, len(stops), axis))
+        return {name: torch.cat([e[name] for e in ended]) for name in ended[0] if ended[0][name].ndim}
+
+    def _walk(self, feeds: Mapping[str, Array | Tensor]) -> Walk:
         env: dict[str, Tensor] = {name: _tensor(value) for name, value in feeds.items()}
         left = Counter(self._uses)
         for index, node in enumerate(self.nodes):
             site = next((self.sites[out] for out in node.output if out in self.sites), None)
             if site is not None:
                 skip = self.epilogues[site.output].skip
-                env[site.output] = yield Stop(site, env[site.input], env.get(skip) if skip else None, env)
+                env[site.output] = yield Stop(site, env[site.input], env.get(skip) if skip else None)
             else:
                 values = self._evaluate(index, node, env)
                 env.update((name, value) for name, value in zip(node.output, values, strict=False) if name)
@@ -154,9 +181,7 @@ class Stepper:
                     env.pop(name, None)
         return {name: env[name] if name in env else self.constants[name] for name in self.outputs}
 
-    def run(
-        self, feeds: Mapping[str, Array | Tensor], at_site: Callable[[Stop], Tensor]
-    ) -> dict[str, Tensor]:
+    def run(self, feeds: Feeds, at_site: Callable[[Stop], Tensor]) -> dict[str, Tensor]:
         """A whole walk with one function for every site."""
         walk = self.walk(feeds)
         try:

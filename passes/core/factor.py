@@ -7,7 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
-from passes.core.fit import FitProblem, refit_last, refit_last_two
+from passes.core.alternate import alternate, refit_tail
+from passes.core.fit import FitProblem
 from passes.core.site import Array, Chain, Geometry, Stage
 
 Rank = tuple[int, ...]
@@ -69,12 +70,9 @@ class Factors:
         return tuple(stages)
 
 
-def fitted(decomposition: Decomposition, rank: Rank, problem: FitProblem) -> tuple[Stage, ...]:
-    """The slice at ``rank`` with its last stage, or last two where that has a closed form, fitted to the problem."""
-    stages = decomposition.stages(rank)
-    if all(k == 1 for k in stages[-1].geometry.kernel):
-        return refit_last_two(stages, problem)
-    return refit_last(stages, problem)
+def fitted(decomposition: Decomposition, rank: Rank, problem: FitProblem, rounds: int = 1) -> tuple[Stage, ...]:
+    """The slice at ``rank`` fitted to the problem: tail in closed form, then ``rounds`` of alternation."""
+    return alternate(refit_tail(decomposition.stages(rank), problem), problem, rounds)
 
 
 def chain_of(name: str, rank: Rank, stages: tuple[Stage, ...], bias: Array | None) -> Chain:

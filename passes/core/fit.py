@@ -139,6 +139,8 @@ def refit_last_two(stages: Sequence[Stage], problem: FitProblem) -> tuple[Stage,
         columns = solve_spd(normal, np.matmul(problem.matrix, projected.swapaxes(1, 2)))
     else:
         normal, columns = problem.gram, problem.matrix
+    if min(columns.shape[1:]) < rank:  # a rank that the stages before cannot fill
+        return refit_last(stages, problem)
     left, right, _ = low_rank_factors(problem, columns, normal)
     shape = (middle.weight.shape[0], *middle.weight.shape[1:])
     return (

@@ -211,7 +211,8 @@ def compose(stages: tuple[Stage, ...]) -> Array:
         kernel = tuple(a + b - 1 for a, b in zip(first.shape[3:], second.shape[3:], strict=True))
         out = np.zeros((*second.shape[:2], first.shape[2], *kernel), np.result_type(first, second))
         for tap in np.ndindex(*second.shape[3:]):
-            part = np.einsum("gor,gri...->goi...", second[(..., *tap)], first)
+            part = np.matmul(second[(..., *tap)], first.reshape(*first.shape[:2], -1))
+            part = part.reshape(*second.shape[:2], *first.shape[2:])
             window = tuple(slice(t, t + k) for t, k in zip(tap, first.shape[3:], strict=True))
             out[(slice(None), slice(None), slice(None), *window)] += part
         return out

@@ -1,0 +1,1 @@
+"""Rank choice: budgets and candidates in, a plan out. Solvers are pure functions of a problem."""

@@ -1,0 +1,188 @@
+"""What a network shows on calibration data: each site's moments, and how its output reacts to each site."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from passes.core.error import fisher_errors, sample_gradients, whitened_errors
+from passes.core.factor import fitted
+from passes.core.fit import FitProblem
+from passes.core.moments import Moments
+from passes.core.patches import outputs_at, patches, positions, sample_rows
+from passes.core.site import Array, Chain, Site, compose
+from passes.onnx_stepper import Feeds, Stepper, Stop
+from passes.ranks.candidates import Candidate
+from passes.torch_apply import as_array, run_chain
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Reaction:
+    """A site's inputs and the gradients of the sampled log-likelihood with respect to its outputs, channels second."""
+
+    inputs: Array
+    gradients: Array
+
+
+def moments_by_site(
+    stepper: Stepper, feeds: Feeds, elements: int, seed: int, progress: Callable[[Site], None] = lambda site: None
+) -> tuple[dict[str, Moments], dict[str, Tensor]]:
+    """Moments of every site of the stepper on the feeds, and the network's outputs.
+
+    ``elements`` bounds the patch matrix (samples x K) that is formed at a time.
+    """
+    rng = np.random.default_rng(seed)
+    found: dict[str, Moments] = {}
+
+    def at_site(stop: Stop) -> Tensor:
+        site, stage = stop.site, stop.site.stage
+        y = run_chain(site, Chain((stage,)), stop.input)
+        x = as_array(site, stop.input)
+        width = int(np.prod(stage.weight.shape[1:])) * stage.geometry.groups
+        limit = max(elements // width, 1024)
+        rows = sample_rows(stage.geometry, x.shape, limit, rng)
+        found[site.name] = Moments.of(
+            patches(x, stage.geometry, rows), outputs_at(as_array(site, y), stage.geometry.groups, rows)
+        )
+        progress(site)
+        return y
+
+    with torch.no_grad():
+        return found, stepper.run(feeds, at_site)
+
+
+def log_likelihood(outputs: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+    """A scalar whose squared directional derivative is the expected loss of a small change, summed over samples.
+
+    One output of shape (N, C): a classifier, and the log-probability of a class drawn from its own prediction (the
+    scores are softmaxed, unless they are probabilities already). Anything else: all floating outputs against noise of
+    unit variance, each output in units of its own size, which stands for relative squared error.
+    """
+    floating = [o for o in outputs.values() if o.is_floating_point()]
+    if is_classifier(outputs):
+        score = floating[0]
+        likely = torch.log(score.clamp_min(1e-12)) if _sums_to_one(score) else torch.log_softmax(score, 1)
+        drawn = torch.multinomial(likely.detach().exp(), 1, generator=generator)
+        return likely.gather(1, drawn).sum()
+    total = torch.zeros(())
+    for output in floating:
+        size = output.detach().square().mean().sqrt().clamp_min(1e-12)
+        per_sample = output[0].numel() if output.ndim else 1
+        noise = torch.randn(output.shape, generator=generator)
+        total = total + (noise * output).sum() / size / float(np.sqrt(per_sample))
+    return total
+
+
+def is_classifier(outputs: Mapping[str, Tensor]) -> bool:
+    """True for a single floating output of shape (N, C) with at least two classes."""
+    floating = [o for o in outputs.values() if o.is_floating_point()]
+    return len(floating) == 1 and floating[0].ndim == 2 and floating[0].shape[1] >= 2
+
+
+def _sums_to_one(score: Tensor) -> bool:
+    rows = score.detach()
+    return bool((rows >= 0).all()) and bool((rows.sum(1) - 1).abs().max() < 1e-3)
+
+
+def divergence(outputs: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
+    """How far a network's outputs are from the reference's: mean KL for a classifier, else relative squared error."""
+    if is_classifier(reference):
+        (name,) = [n for n, o in reference.items() if o.is_floating_point()]
+        a, b = reference[name].double(), outputs[name].double()
+        if _sums_to_one(a):
+            p, q = a.clamp_min(1e-12).log(), b.clamp_min(1e-12).log()
+        else:
+            p, q = torch.log_softmax(a, 1), torch.log_softmax(b, 1)
+        return float((p.exp() * (p - q)).sum(1).mean())
+    total, count = 0.0, 0
+    for name, a in reference.items():
+        if a.is_floating_point():
+            total += float((outputs[name].double() - a.double()).square().sum() / a.double().square().sum().clamp_min(1e-30))
+            count += 1
+    return total / max(count, 1)
+
+
+def reactions(stepper: Stepper, feeds: Sequence[Feeds], seed: int) -> dict[str, Reaction]:
+    """Each site's reaction, batch by batch. Sites that no gradient reaches are left out."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs: dict[str, list[Array]] = {}
+    gradients: dict[str, list[Array]] = {}
+    for batch in feeds:
+        probes: dict[str, tuple[Site, Tensor]] = {}
+
+        def at_site(stop: Stop, probes: dict[str, tuple[Site, Tensor]] = probes) -> Tensor:
+            site = stop.site
+            y = run_chain(site, Chain((site.stage,)), stop.input)
+            probe = torch.zeros_like(y, requires_grad=True)
+            probes[site.name] = (site, probe)
+            inputs.setdefault(site.name, []).append(as_array(site, stop.input))
+            return y + probe
+
+        outputs = stepper.run(batch, at_site)
+        loss = log_likelihood(outputs, generator)
+        if not loss.requires_grad:
+            return {}
+        grads = torch.autograd.grad(loss, [probe for _, probe in probes.values()], allow_unused=True)
+        for (site, _), grad in zip(probes.values(), grads, strict=True):
+            if grad is not None:
+                gradients.setdefault(site.name, []).append(as_array(site, grad))
+    return {
+        name: Reaction(np.concatenate(inputs[name]), np.concatenate(parts))
+        for name, parts in gradients.items()
+        if len(parts) == len(feeds)
+    }
+
+
+def scores(site: Site, reaction: Reaction, samples: int) -> Array:
+    """Per-sample weight gradients of the site: (n, g, O, K)."""
+    geometry = site.stage.geometry
+    x, g = reaction.inputs, reaction.gradients
+    total = int(np.prod(positions(geometry, x.shape))) if geometry.ndim else x.shape[0]
+    rows = np.arange(total)
+    return sample_gradients(patches(x, geometry, rows), outputs_at(g, geometry.groups, rows), samples)
+
+
+def deltas(site: Site, candidates: Iterable[Candidate], moments: Moments | None, ridge: float) -> list[Array]:
+    """The weight change (g, O, K) of each candidate, its factors fitted to the moments (data-free without them)."""
+    weight = site.stage.grouped_weight().astype(np.float64)
+    gram = None if moments is None else moments.ridge(ridge)
+    problem = FitProblem(weight, gram)
+    decomposed = {}
+    out = []
+    for candidate in candidates:
+        if candidate.format is None:
+            out.append(np.zeros(problem.matrix.shape, np.float32))
+            continue
+        if candidate.name not in decomposed:
+            decomposed[candidate.name] = candidate.format.decompose(site.stage.geometry, problem)
+        # above this width a fit per candidate costs more than it tells
+        narrow = problem.matrix.shape[-1] <= 1200
+        source = decomposed[candidate.name]
+        stages = fitted(source, candidate.rank, problem) if narrow else source.stages(candidate.rank)
+        out.append((compose(stages) - weight).reshape(problem.matrix.shape).astype(np.float32))
+    return out
+
+
+def candidate_errors(
+    site: Site,
+    candidates: Sequence[Candidate],
+    moments: Moments | None,
+    reaction: Reaction | None,
+    samples: int,
+    ridge: float,
+) -> tuple[Array, Array | None]:
+    """Per candidate: relative output error (of the weights, without moments), and the Fisher KL where known."""
+    changes = np.stack(deltas(site, candidates, moments, ridge))
+    if moments is None:
+        weight = float(np.square(site.stage.weight, dtype=np.float64).sum())
+        relative = np.square(changes, dtype=np.float64).reshape(len(changes), -1).sum(1) / (weight or 1.0)
+    else:
+        relative = whitened_errors(changes, moments)
+    if reaction is None:
+        return relative, None
+    return relative, fisher_errors(changes, scores(site, reaction, samples))
