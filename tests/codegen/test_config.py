@@ -95,18 +95,23 @@ def test_input_files_name_what_else_is_read(tmp_path: Path) -> None:
     }
 
 
+INTEGER = "options: seed = 'x': input should be a valid integer, unable to parse string as an integer"
+POSITIVE = "input should be greater than or equal to 1"
+LATENCY = "write 60%, 2.5ms, 300us or 120000cycles"
+
+
 @pytest.mark.parametrize(
     ("values", "line"),
     [
         ({}, "options: 'model' is missing"),
         ({"model": "m", "max_error": 0}, "options: max_error = '0': input should be greater than 0"),
-        ({"model": "m", "seed": "x"}, "options: seed = 'x': input should be a valid integer, unable to parse string as an integer"),
-        ({"model": "m", "shapes": {"x": [1, 0]}}, "options: shapes.x.1 = '0': input should be greater than or equal to 1"),
+        ({"model": "m", "seed": "x"}, INTEGER),
+        ({"model": "m", "shapes": {"x": [1, 0]}}, "options: shapes.x.1 = '0': " + POSITIVE),
         ({"model": "m", "effort": "max"}, "options: effort = 'max': input should be 'quick', 'default' or 'extensive'"),
         ({"model": "m", "force": True, "resume": True}, "--force starts over and --resume goes on: give one of them"),
-        ({"model": "m", "budgets": {"latency": "6"}}, "--latency '6' has no unit; write 60%, 2.5ms, 300us or 120000cycles"),
+        ({"model": "m", "budgets": {"latency": "6"}}, "--latency '6' has no unit; " + LATENCY),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_option_is_one_line(values: dict[str, object], line: str) -> None:
     with pytest.raises(UsageError) as caught:
         LowerConfig.from_values(values)
