@@ -90,6 +90,8 @@ class Registry(Generic[T]):
         missing = [member for member in self.members if not hasattr(loaded, member)]
         if missing:
             raise TypeError(f"{name!r} is no {self.noun}: it has no {', '.join(missing)}")
+        if loaded.name != name:  # plans and reports go by that name
+            raise TypeError(f"it calls itself {loaded.name!r}")
         result: T = loaded
         return result
 

@@ -16,7 +16,13 @@ def op_counts(graph: Graph) -> dict[str, int]:
 
 
 def check_pass(
-    step: Pass, graph: Graph, feeds: Mapping[str, Any], *, before: dict[str, int], after: dict[str, int], tolerance: float
+    step: Pass,
+    graph: Graph,
+    feeds: Mapping[str, Any],
+    *,
+    before: dict[str, int],
+    after: dict[str, int],
+    tolerance: float,
 ) -> PassResult:
     """Runs ``step`` once on ``graph`` and once more, with everything that has to hold for each pass.
 

@@ -135,9 +135,7 @@ class SequentialGraph:
                 )
                 params = s.params
             names = (f"t{i}",), (f"t{i + 1}",)
-            ops.append(
-                OpWork(step.name, step.op, stage, (shapes[i],), (shapes[i + 1],), *names, params, 4 * params)
-            )
+            ops.append(OpWork(step.name, step.op, stage, (shapes[i],), (shapes[i + 1],), *names, params, 4 * params))
         return tuple(ops)
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:

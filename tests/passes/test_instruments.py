@@ -93,7 +93,7 @@ def test_the_numeric_check_stops_beyond_its_tolerance() -> None:
 
 def test_the_numeric_check_stops_on_values_that_stop_being_finite() -> None:
     with (
-        pytest.raises(VerificationError, match="pass scale .*output y is finite in other places than before"),
+        pytest.raises(VerificationError, match=r"pass scale .*output y is finite in other places than before"),
         np.errstate(over="ignore", invalid="ignore"),
     ):
         PassManager([Scale(factor=np.inf)], [NumericCheck(FEEDS, tolerance=0.5)]).run(network())
