@@ -1,6 +1,6 @@
 """Nodes behind a site that scale and shift its channels: what fold_batchnorm folds.
 
-    BatchNormalization (inference), Mul, Div, Add, Sub with one constant per channel
+BatchNormalization (inference), Mul, Div, Add, Sub with one constant per channel
 """
 
 from __future__ import annotations

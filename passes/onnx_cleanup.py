@@ -105,5 +105,3 @@ def drop_dead_code(surgery: Surgery) -> tuple[Note, ...]:
                 del scope.weights[name]
                 notes.append(Note(name, "initializer", "nothing reads it"))
     return tuple(notes)
-
-

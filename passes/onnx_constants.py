@@ -133,4 +133,6 @@ _UNPACK: dict[str, Callable[[Array, dict[str, Any], list[Array | None]], Array]]
     "Squeeze": lambda x, attributes, arguments: np.squeeze(x, _axes(attributes, arguments)),
     "Unsqueeze": lambda x, attributes, arguments: np.expand_dims(x, _axes(attributes, arguments) or ()),
 }
-_RANDOM = frozenset({"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"})
+_RANDOM = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)

@@ -121,10 +121,10 @@ class _Writer:
             bias = np.zeros(self.stage.out_channels, self.stage.weight.dtype)
         if self.spot.left:
             message = helper.make_node("Gemm", [], [], self.name, transA=0, transB=turned)
-            inputs, wide = [weight, x], (-1, 1)
+            inputs, wide = [weight, x], [-1, 1]
         else:
             message = helper.make_node("Gemm", [], [], self.name, transA=turned, transB=1)
-            inputs, wide = [x, weight], (-1,)
+            inputs, wide = [x, weight], [-1]
         if bias is not None:
             inputs.append(self._constant("bias", bias.reshape(wide)))
         return [self.surgery.insert(self.scope, self.at, message, inputs, [y])]

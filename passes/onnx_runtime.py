@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,15 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from passes.core.site import Array
 from passes.graph import Note
-from passes.onnx_shapes import variables
+from passes.onnx_shapes import LENGTHS, Binding, bind, infer, variables
 from passes.onnx_surgery import MAIN, Scope, Surgery
 from passes.onnx_weights import Weight
 from passes.onnx_write import DataFile, stored_bytes
 
 IN_MEMORY_BYTES = 256 << 20
 """Larger networks go to onnxruntime through a temporary file."""
+_OBSERVED_ELEMENTS = 1 << 27
+"""Inputs beyond this are not made up: nobody would wait for the run."""
 
 
 def session(
@@ -43,7 +46,9 @@ def session(
 def random_feeds(surgery: Surgery, shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[str, Array]:
     """Inputs of the given shapes: normal floats, ones for integers, true for booleans."""
     rng = np.random.default_rng(seed)
-    feeds = {}
+    feeds: dict[str, Array] = {}
+    if sum(prod(shape) for shape in shapes.values()) > _OBSERVED_ELEMENTS:
+        return feeds
     for info in surgery.main.frame.input:
         if info.name in shapes:
             dtype = np.dtype(helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type))
@@ -51,6 +56,32 @@ def random_feeds(surgery: Surgery, shapes: Mapping[str, tuple[int, ...]], seed: 
             value = rng.standard_normal(shapes[info.name]) if floats else np.ones(shapes[info.name])
             feeds[info.name] = value.astype(dtype)
     return feeds
+
+
+def settle(
+    surgery: Surgery, asked: Mapping[str, tuple[int, ...]]
+) -> tuple[Mapping[str, tuple[int, ...]], tuple[Note, ...]]:
+    """Puts a concrete shape on every tensor it can; returns the inputs' shapes and what there is to say.
+
+    Open sequence lengths are a guess, so lengths are tried until the network runs. Raises UsageError where ``asked``
+    does not fit the inputs.
+    """
+    real = {t.name for t in surgery.main.graph.inputs}
+    inputs = {info.name: info for info in surgery.main.frame.input if info.name in real}
+    first: tuple[Binding, tuple[Note, ...]] | None = None
+    for length in LENGTHS:
+        binding = bind(inputs, asked, length)
+        if first is not None and binding.shapes == first[0].shapes:
+            break
+        infer(surgery, binding.shapes)
+        notes = observe(surgery, random_feeds(surgery, binding.shapes))
+        if not any(note.node == MAIN for note in notes):
+            return binding.shapes, (*binding.notes, *notes)
+        first = first or (binding, notes)
+    assert first is not None
+    infer(surgery, first[0].shapes)
+    observe(surgery, random_feeds(surgery, first[0].shapes))
+    return first[0].shapes, (*first[0].notes, *first[1])
 
 
 def observe(surgery: Surgery, feeds: Mapping[str, Array]) -> tuple[Note, ...]:
@@ -73,13 +104,10 @@ def _observe(surgery: Surgery, scope: Scope, values: dict[str, Array], notes: li
                 wanted[tensor.name] = tensor
     wanted = {name: tensor for name, tensor in wanted.items() if name not in values}
     if wanted:
-        try:
-            found = _run(surgery, scope, values, list(wanted))
-        except Exception as error:  # whatever the runtime refuses: shapes stay unknown, and the note says why
+        found, problem = _run_as_far_as_possible(surgery, scope, values, wanted)
+        if problem:
             where = f"the body '{scope.path}'" if scope.path else "the network"
-            reason = " ".join(str(error).split())[:200]
-            notes.append(Note(scope.path, "graph", f"{where} could not be run to observe shapes: {reason}"))
-            return
+            notes.append(Note(scope.path, "graph", f"{where} could not be run to observe shapes: {problem}"))
         values = {**values, **found}
     for tensor in variables(scope):
         if tensor.shape is None and tensor.name in values:
@@ -120,8 +148,33 @@ def captured(surgery: Surgery, scope: Scope) -> list[gs.Tensor]:
     return [tensor for key, tensor in reads.items() if key not in inside]
 
 
-def _run(surgery: Surgery, scope: Scope, values: Mapping[str, Array], wanted: list[str]) -> dict[str, Array]:
-    """Runs one graph as a model of its own on what it reads from outside; returns the wanted tensors."""
+def _run_as_far_as_possible(
+    surgery: Surgery, scope: Scope, values: Mapping[str, Array], wanted: Mapping[str, gs.Tensor]
+) -> tuple[dict[str, Array], str]:
+    """The wanted tensors, and "" or what stopped the run; then the tensors before the node that fails."""
+    nodes = scope.graph.nodes
+    good: dict[str, Array] = {}
+    low, high, problem = 0, len(nodes), ""
+    count = high
+    while low < high or not problem:  # the longest runnable prefix, by bisection; most graphs run at once
+        written = {id(t) for node in nodes[:count] for t in node.outputs}
+        names = [name for name, tensor in wanted.items() if id(tensor) in written]
+        try:
+            good = _run(surgery, scope, values, names, count) if names else {}
+            if count == len(nodes):
+                return good, ""
+            low = count
+        except Exception as error:  # whatever the runtime refuses is told in the note
+            problem = problem or " ".join(str(error).split())[:200]
+            high = count - 1
+        count = (low + high + 1) // 2
+    return good, problem
+
+
+def _run(
+    surgery: Surgery, scope: Scope, values: Mapping[str, Array], wanted: list[str], count: int
+) -> dict[str, Array]:
+    """Runs the first ``count`` nodes of a graph as a model of their own; returns the wanted tensors."""
     outer = [] if scope.path == MAIN else captured(surgery, scope)
     stored = [surgery.weight_of(t) for t in outer if isinstance(t, gs.Constant)]
     names = [t.name for t in [*scope.graph.inputs, *outer] if t.name in values]
@@ -129,6 +182,7 @@ def _run(surgery: Surgery, scope: Scope, values: Mapping[str, Array], wanted: li
     def build(tensor: Callable[[Weight], TensorProto]) -> ModelProto:
         model = surgery.export_scope(scope, tensor)
         del model.graph.output[:]
+        del model.graph.node[count:]
         model.graph.output.extend(ValueInfoProto(name=name) for name in wanted)
         if scope.path != MAIN:
             del model.graph.input[:]

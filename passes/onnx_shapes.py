@@ -9,12 +9,10 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, ValueInfoProto, helper
+from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, ValueInfoProto
 
-from passes.core.site import Array
 from passes.errors import UsageError
 from passes.graph import Note
 from passes.onnx_sites import StaticDims
@@ -25,8 +23,8 @@ BATCH = 1
 IMAGE = 320
 """Height and width of an image whose size is open."""
 VOLUME = 32
-LENGTH = 512
-"""Samples, frames or tokens of a sequence whose length is open."""
+LENGTHS = (256, 512, 128, 1024, 64)
+"""Samples, frames or tokens of a sequence whose length is open, in the order in which they are tried."""
 _BATCH_NAMES = re.compile(r"^(n|b|bs|batch.*|.*batch|.*batch_?size|none|num_samples)$", re.IGNORECASE)
 _LIGHT_BYTES = 1024
 """Constants up to this size take part in shape inference by value."""
@@ -40,8 +38,13 @@ class Binding:
     notes: tuple[Note, ...]
 
 
-def bind(inputs: Mapping[str, ValueInfoProto], asked: Mapping[str, tuple[int, ...]]) -> Binding:
-    """Binds every open dimension. Raises UsageError where ``asked`` does not fit the inputs."""
+def bind(
+    inputs: Mapping[str, ValueInfoProto], asked: Mapping[str, tuple[int, ...]], length: int = LENGTHS[0]
+) -> Binding:
+    """Binds every open dimension, those of sequences to ``length``.
+
+    Raises UsageError where ``asked`` does not fit the inputs.
+    """
     unknown = sorted(set(asked) - set(inputs))
     if unknown:
         raise UsageError(f"shape given for input '{unknown[0]}': the model's inputs are {', '.join(inputs)}")
@@ -51,29 +54,28 @@ def bind(inputs: Mapping[str, ValueInfoProto], asked: Mapping[str, tuple[int, ..
         for dim, size in zip(inputs[name].type.tensor_type.shape.dim, shape, strict=True):
             if dim.dim_param and named.setdefault(dim.dim_param, size) != size:
                 raise UsageError(f"dimension '{dim.dim_param}' is given as {named[dim.dim_param]} and as {size}")
-    shapes, notes = {}, []
+    shapes: dict[str, tuple[int, ...]] = {}
+    notes: list[Note] = []
     for name, info in inputs.items():
         if not info.type.HasField("tensor_type") or not info.type.tensor_type.HasField("shape"):
             continue
         dims = info.type.tensor_type.shape.dim
         fixed = [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in dims]
-        chosen = []
+        chosen: list[int] = []
+        sizes: list[int] = []
         for axis, dim in enumerate(dims):
-            size = asked[name][axis] if name in asked else fixed[axis]
-            if size is None:
-                size = named.get(dim.dim_param) if dim.dim_param else None
-            if size is None:
-                size = _default(dim.dim_param, axis, fixed)
-                if dim.dim_param:
-                    named[dim.dim_param] = size
+            known = asked[name][axis] if name in asked else fixed[axis] or named.get(dim.dim_param or " ")
+            if known is None:
                 chosen.append(axis)
-            fixed[axis] = size if name in asked else fixed[axis]
-            shapes[name] = (*shapes.get(name, ()), size)
-        shapes.setdefault(name, ())
-        full = ",".join(map(str, shapes[name]))
+                known = _default(dim.dim_param, axis, fixed, length)
+                if dim.dim_param:
+                    named[dim.dim_param] = known
+            sizes.append(known)
+        shapes[name] = tuple(sizes)
+        full = ",".join(map(str, sizes))
         for axis in chosen:
             label = f"'{dims[axis].dim_param}'" if dims[axis].dim_param else str(axis)
-            reason = f"dimension {label} of input '{name}' is symbolic: priced at {shapes[name][axis]}"
+            reason = f"dimension {label} of input '{name}' is symbolic: priced at {sizes[axis]}"
             notes.append(Note(name, "input", f"{reason}; set it with --shape {name}={full}"))
     return Binding(shapes, tuple(notes))
 
@@ -89,8 +91,8 @@ def _check_fit(name: str, info: ValueInfoProto, shape: tuple[int, ...]) -> None:
         raise UsageError(f"shape {list(shape)} given for input '{name}' does not fit the model's {declared}")
 
 
-def _default(label: str, axis: int, fixed: list[int | None]) -> int:
-    """A size for an open dimension: batches are 1, images 320 x 320, sequences 512."""
+def _default(label: str, axis: int, fixed: list[int | None], length: int) -> int:
+    """A size for an open dimension: batches are 1, images 320 x 320, sequences ``length``."""
     rank = len(fixed)
     if axis == 0 or (label and _BATCH_NAMES.match(label)):
         return BATCH
@@ -98,7 +100,7 @@ def _default(label: str, axis: int, fixed: list[int | None]) -> int:
         return IMAGE if rank == 4 else VOLUME
     if axis == 1 and rank == 3 and not label and fixed[0] not in (None, 1):
         return BATCH  # a recurrent state: (layers, batch, hidden)
-    return LENGTH
+    return length
 
 
 def light(surgery: Surgery, bound: Mapping[str, tuple[int, ...]] | None) -> ModelProto:

@@ -8,7 +8,7 @@ A MatMul takes the constant vector that the only reader of its output adds for i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, prod
 from typing import Any
 
@@ -63,9 +63,12 @@ def read(surgery: Surgery, scope: Scope, node: gs.Node, static: StaticDims) -> R
     for owner in scope.owners:
         if owner not in ("If", "Loop"):
             raise Refusal(f"it stands in the body of a {owner}")
-    if node.op in ("Conv", "ConvTranspose"):
-        return _read_conv(surgery, scope, node, static)
-    return _read_gemm(surgery, scope, node) if node.op == "Gemm" else _read_matmul(surgery, scope, node)
+    try:
+        if node.op in ("Conv", "ConvTranspose"):
+            return _read_conv(surgery, scope, node, static)
+        return _read_gemm(surgery, scope, node) if node.op == "Gemm" else _read_matmul(surgery, scope, node)
+    except (ValueError, ArithmeticError, LookupError, TypeError) as error:
+        raise Refusal(f"its attributes and shapes do not fit together: {error}") from error
 
 
 def _read_conv(surgery: Surgery, scope: Scope, node: gs.Node, static: StaticDims) -> Reading:
@@ -91,10 +94,8 @@ def _read_conv(surgery: Surgery, scope: Scope, node: gs.Node, static: StaticDims
     )
     dims = static.get((scope.path, node.inputs[0].name), ())
     fixed = len(dims) == n + 2 and None not in dims[2:]
-    pads = _transposed_pads(geometry, attributes, x[2:], fixed) if transposed else _pads(geometry, attributes, x[2:], fixed)
-    geometry = Geometry(
-        kernel, geometry.strides, geometry.dilations, pads, geometry.groups, transposed, geometry.output_padding
-    )
+    resolve = _transposed_pads if transposed else _pads
+    geometry = replace(geometry, pads=resolve(geometry, attributes, x[2:], fixed))
     value = _output_first(weight.value, geometry.groups) if transposed else weight.value
     stage = Stage(value, None if bias is None else bias.astype(value.dtype), geometry)
     if (x[1], y[1]) != (stage.in_channels, stage.out_channels) or geometry.output_spatial(x[2:]) != tuple(y[2:]):
@@ -210,7 +211,8 @@ def _read_matmul(surgery: Surgery, scope: Scope, node: gs.Node) -> Reading:
     if left and len(x) == 1:  # a vector on the right is a row on the left of the transposed matrix
         left, value = False, value.T
     out_axis = -2 if left else -1
-    target, nodes, bias = node.outputs[0], (node,), None
+    target, bias = node.outputs[0], None
+    nodes: tuple[gs.Node, ...] = (node,)
     add = surgery.only_reader(scope, node.outputs[0])
     if add is not None and add.op == "Add" and not add.domain:
         other = add.inputs[1] if add.inputs[0] is node.outputs[0] else add.inputs[0]

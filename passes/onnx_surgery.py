@@ -76,9 +76,7 @@ class Surgery:
         surgery._adopt_weights(parts)
         return surgery
 
-    def _adopt(
-        self, graph: gs.Graph, path: str, parent: Scope | None, owners: tuple[str, ...], parts: _Parts
-    ) -> None:
+    def _adopt(self, graph: gs.Graph, path: str, parent: Scope | None, owners: tuple[str, ...], parts: _Parts) -> None:
         scope = Scope(path, graph, parts.frames[path], {}, parent, owners)
         self.scopes[path] = scope
         for node in graph.nodes:
@@ -161,7 +159,7 @@ class Surgery:
         return list(tensor.outputs)
 
     def only_reader(self, scope: Scope, tensor: gs.Tensor) -> gs.Node | None:
-        """The one node that reads ``tensor``, if it does so once, in the same scope, and the graph does not return it."""
+        """The one node that reads ``tensor``: once, in the same scope, and the graph does not return it; or None."""
         if len(tensor.outputs) != 1 or tensor.name in self.pinned or scope.is_output(tensor):
             return None
         node = tensor.outputs[0]
@@ -207,7 +205,7 @@ class Surgery:
         return not any(scope.is_output(tensor) for scope in self.scopes.values())
 
     def prune(self, tensors: Sequence[gs.Tensor]) -> None:
-        """Removes what computed ``tensors`` as far as nothing else needs it: weights and the nodes that unpacked them."""
+        """Removes what computed ``tensors`` as far as nothing else needs it: weights and nodes that unpack them."""
         todo = [t for t in tensors if not t.is_empty()]
         while todo:
             tensor = todo.pop()
@@ -234,10 +232,10 @@ class Surgery:
         known = scope.weights.get(self.emitted.get(key, ""))
         if known is not None:
             return known
-        weight.header.name = self.fresh_name(base)
-        constant = gs.Constant(weight.header.name, weight)
-        scope.weights[constant.name] = constant
-        self.emitted[key] = constant.name
+        name = weight.header.name = self.fresh_name(base)
+        constant = gs.Constant(name, weight)
+        scope.weights[name] = constant
+        self.emitted[key] = name
         return constant
 
     def weight_of(self, tensor: gs.Constant) -> Weight:
@@ -325,9 +323,7 @@ class _Parts:
         weights += [Weight.from_sparse(t) for t in graph.sparse_initializer]
         self.weights[path] = {w.header.name: w for w in weights}
         shell.name = graph.name
-        shell.initializer.extend(
-            TensorProto(name=name, data_type=TensorProto.FLOAT) for name in self.weights[path]
-        )
+        shell.initializer.extend(TensorProto(name=name, data_type=TensorProto.FLOAT) for name in self.weights[path])
         shell.input.extend(ValueInfoProto(name=info.name) for info in graph.input)
         shell.output.extend(ValueInfoProto(name=info.name) for info in graph.output)
         self.names.update(self.weights[path], (i.name for i in graph.input), (i.name for i in graph.output))

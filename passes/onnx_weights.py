@@ -46,7 +46,9 @@ class Weight(LazyValues):  # type: ignore[misc]
     ``header`` is the tensor's message without its values: name, dims, type, doc string, metadata.
     """
 
-    def __init__(self, header: TensorProto, array: Array | None, message: TensorProto | SparseTensorProto | None) -> None:
+    def __init__(
+        self, header: TensorProto, array: Array | None, message: TensorProto | SparseTensorProto | None
+    ) -> None:
         self.header = header
         self.array = array
         self.message = message
@@ -57,12 +59,12 @@ class Weight(LazyValues):  # type: ignore[misc]
 
     @classmethod
     def from_tensor(cls, tensor: TensorProto, folder: Path | None = None) -> Weight:
-        """Reads a dense tensor; ``folder`` is where external data lies. The message is not kept, save for opaque types."""
+        """Reads a dense tensor; ``folder`` is where external data lies. Only opaque types keep the message."""
         header = _header(tensor)
         external = tensor.data_location == TensorProto.EXTERNAL
         if tensor.data_type not in _PLAIN or tensor.HasField("segment"):
             if external:
-                tensor = _internal(tensor, folder)
+                tensor = internalised(tensor, folder)
             return cls(header, None, tensor)
         array = _mapped(tensor, folder) if external else np.asarray(numpy_helper.to_array(tensor))
         array.flags.writeable = False
@@ -170,7 +172,7 @@ def _mapped(tensor: TensorProto, folder: Path | None) -> Array:
     return np.memmap((folder or Path()) / info.location, dtype, "r", offset=info.offset or 0, shape=shape)
 
 
-def _internal(tensor: TensorProto, folder: Path | None) -> TensorProto:
+def internalised(tensor: TensorProto, folder: Path | None) -> TensorProto:
     """A copy with its external bytes inside."""
     info = ExternalDataInfo(tensor)
     out = TensorProto()

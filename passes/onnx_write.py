@@ -76,14 +76,15 @@ def write(surgery: Surgery, path: Path, single_file_bytes: int = SINGLE_FILE_BYT
             path.unlink(missing_ok=True)
         return path, data_path
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; choose a folder that can be written") from error
+        reason = error.strerror or error
+        raise InputError(f"cannot write {path}: {reason}; choose a folder that can be written") from error
 
 
 def _frame_bytes(surgery: Surgery) -> int:
     """An upper bound for what a model takes beside its initializers' values."""
     messages = sum(message.ByteSize() + 64 for message in surgery.messages.values())
     frames = sum(scope.frame.ByteSize() + 256 * len(scope.weights) for scope in surgery.scopes.values())
-    return messages + frames + surgery.head.ByteSize()
+    return int(messages + frames + surgery.head.ByteSize())
 
 
 def stream(surgery: Surgery, file: IO[bytes]) -> None:
@@ -94,7 +95,8 @@ def stream(surgery: Surgery, file: IO[bytes]) -> None:
     weights = [surgery.weight_of(c) for c in surgery.main.weights.values()]
     dense = [weight for weight in weights if weight.sparse is None]
     heads = [_tensor_head(weight) for weight in dense]
-    sizes = [len(head) + (weight.size_bytes if weight.array is not None else 0) for weight, head in zip(dense, heads, strict=True)]
+    values = [weight.size_bytes if weight.array is not None else 0 for weight in dense]
+    sizes = [len(head) + value for head, value in zip(heads, values, strict=True)]
     openings = [_tag(_INITIALIZER, size) for size in sizes]
     file.write(model.SerializeToString())
     file.write(_tag(_GRAPH, len(frame) + sum(map(len, openings)) + sum(sizes)))
