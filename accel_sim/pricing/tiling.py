@@ -145,12 +145,9 @@ def position_tiles(
 
 
 @compiled
-def burst_bytes(payload: int, segments: int, burst: int) -> int:
-    """Bytes that move for ``payload`` bytes in ``segments`` equal contiguous pieces, each in whole bursts."""
-    if payload == 0:
-        return 0
-    segments = max(segments, 1)
-    return segments * ceil_div(ceil_div(payload, segments), burst) * burst
+def burst_bytes(payload: int, burst: int) -> int:
+    """Bytes that move for one contiguous piece of ``payload`` bytes: whole bursts."""
+    return ceil_div(payload, burst) * burst
 
 
 @compiled
@@ -163,14 +160,19 @@ def channel_cycles(moved: int, rate: int) -> int:
 def map_bytes(elements: int, level: int, segments: int, channels: int, whole: bool, machine: Any) -> int:
     """Bytes moved for ``elements`` per channel of ``channels`` channels of a map; ``whole``: that is all its channels.
 
-    Whole images lie in one piece, and all of them together if all channels move.
+    ``segments`` equal runs of positions make up the elements. Whole images lie in one piece each, and all of them
+    together if all channels move; of anything less, each run is a piece per channel block.
     """
-    pieces = segments
-    if level != IMAGES:
-        pieces *= ceil_div(channels, machine.columns)
-    elif whole:
-        pieces = 1
-    return burst_bytes(elements * channels * machine.data_bytes, pieces, machine.burst)
+    if elements == 0:
+        return 0
+    if level == IMAGES and whole:
+        return burst_bytes(elements * channels * machine.data_bytes, machine.burst)
+    run_bytes = elements // segments * machine.data_bytes
+    if level == IMAGES:
+        return int(segments * burst_bytes(run_bytes * channels, machine.burst))
+    blocks = channels // machine.columns
+    moved = blocks * burst_bytes(run_bytes * machine.columns, machine.burst)
+    return int(segments * (moved + burst_bytes(run_bytes * (channels - blocks * machine.columns), machine.burst)))
 
 
 @compiled
@@ -179,4 +181,4 @@ def weight_piece_bytes(layer: Any, machine: Any, channels: int, filters: int, fi
     payload = channels * layer.taps * filters * machine.data_bytes
     if first and layer.bias:
         payload += filters * machine.accumulator_bytes
-    return burst_bytes(payload, 1, machine.burst)
+    return burst_bytes(payload, machine.burst)

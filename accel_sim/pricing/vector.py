@@ -34,8 +34,8 @@ def _best_chunks(input_bytes: int, output_bytes: int, operations: int, machine: 
             store = np.empty(chunks, np.int64)
             moved = 0
             for i in range(chunks):
-                inward = burst_bytes(_share(input_bytes, chunks, i), 1, machine.burst)
-                outward = burst_bytes(_share(output_bytes, chunks, i), 1, machine.burst)
+                inward = burst_bytes(_share(input_bytes, chunks, i), machine.burst)
+                outward = burst_bytes(_share(output_bytes, chunks, i), machine.burst)
                 load[i] = channel_cycles(inward, machine.rate)
                 compute[i] = ceil_div(_share(operations, chunks, i), machine.lanes)
                 store[i] = channel_cycles(outward, machine.rate)
