@@ -15,7 +15,8 @@ from collections import OrderedDict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)  # in place of tools/, whose modules would hide others
+# This checkout first, and without tools/, whose modules could hide others.
+sys.path[:] = [str(ROOT), *(entry for entry in sys.path if Path(entry or ".").resolve() != ROOT / "tools")]
 
 import numpy as np  # noqa: E402
 import onnx  # noqa: E402
