@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from passes.core.error import fisher_errors, sample_gradients, whitened_errors
+from passes.core.error import fisher_errors, sample_gradients
 from passes.core.factor import fitted
 from passes.core.fit import FitProblem
 from passes.core.moments import Moments
@@ -147,42 +147,76 @@ def scores(site: Site, reaction: Reaction, samples: int) -> Array:
     return sample_gradients(patches(x, geometry, rows), outputs_at(g, geometry.groups, rows), samples)
 
 
-def deltas(site: Site, candidates: Iterable[Candidate], moments: Moments | None, ridge: float) -> list[Array]:
-    """The weight change (g, O, K) of each candidate, its factors fitted to the moments (data-free without them)."""
-    weight = site.stage.grouped_weight().astype(np.float64)
-    gram = None if moments is None else moments.ridge(ridge)
-    problem = FitProblem(weight, gram)
-    decomposed = {}
-    out = []
-    for candidate in candidates:
-        if candidate.format is None:
-            out.append(np.zeros(problem.matrix.shape, np.float32))
-            continue
-        if candidate.name not in decomposed:
-            decomposed[candidate.name] = candidate.format.decompose(site.stage.geometry, problem)
-        # above this width a fit per candidate costs more than it tells
-        narrow = problem.matrix.shape[-1] <= 1200
-        source = decomposed[candidate.name]
-        stages = fitted(source, candidate.rank, problem) if narrow else source.stages(candidate.rank)
-        out.append((compose(stages) - weight).reshape(problem.matrix.shape).astype(np.float32))
-    return out
+FIT_WIDTH = 1200
+"""Patches wider than this are not fitted per candidate: the fit costs more than it tells, and the slice serves."""
 
 
-def candidate_errors(
+@dataclass(frozen=True, eq=False)
+class ScoredSite:
+    """The candidates of a site that are worth choosing from, the dense one first, and what each is expected to lose.
+
+    ``relative``: squared output error over output energy (of weights, without calibration data). ``fisher``: the
+    Fisher estimate, None where no gradient reaches the site.
+    """
+
+    site: Site
+    candidates: tuple[Candidate, ...]
+    relative: Array
+    fisher: Array | None
+
+
+def score(
     site: Site,
-    candidates: Sequence[Candidate],
+    found: Sequence[Candidate],
     moments: Moments | None,
-    reaction: Reaction | None,
-    samples: int,
     ridge: float,
-) -> tuple[Array, Array | None]:
-    """Per candidate: relative output error (of the weights, without moments), and the Fisher KL where known."""
-    changes = np.stack(deltas(site, candidates, moments, ridge))
-    if moments is None:
-        weight = float(np.square(site.stage.weight, dtype=np.float64).sum())
-        relative = np.square(changes, dtype=np.float64).reshape(len(changes), -1).sum(1) / (weight or 1.0)
-    else:
-        relative = whitened_errors(changes, moments)
-    if reaction is None:
-        return relative, None
-    return relative, fisher_errors(changes, scores(site, reaction, samples))
+    reaction: Reaction | None = None,
+    samples: int = 0,
+    limit: int = 40,
+) -> ScoredSite:
+    """Errors of a site's candidates; the factors of each are fitted to the moments before they are judged.
+
+    A candidate is first judged by its decomposition's spectrum, which costs nothing. Where another one is as cheap
+    and, by that estimate, loses less than 0.6 of it, no fit will turn the two around, and it is dropped.
+    """
+    weight = site.stage.grouped_weight().astype(np.float64)
+    problem = FitProblem(weight, None if moments is None else moments.ridge(ridge))
+    energy = max(problem.energy(), 1e-30)
+    names = {c.name: c.format for c in found if c.format is not None}
+    decomposed = {n: f.decompose(site.stage.geometry, problem) for n, f in names.items()}
+    estimates = np.array([0.0 if c.format is None else decomposed[c.name].loss(c.rank) / energy for c in found])
+    kept = _worth_fitting(found, estimates, limit)
+    narrow = problem.matrix.shape[-1] <= FIT_WIDTH
+    relative, changes = np.zeros(len(kept)), []
+    for index, position in enumerate(kept):
+        candidate = found[position]
+        if candidate.format is None:
+            changes.append(np.zeros(problem.matrix.shape, np.float32))
+            continue
+        source = decomposed[candidate.name]
+        if not narrow and reaction is None:
+            relative[index] = estimates[position]
+            continue
+        stages = fitted(source, candidate.rank, problem, rounds=1, steps=4) if narrow else source.stages(candidate.rank)
+        composed = compose(stages)
+        relative[index] = problem.error(composed) / energy
+        changes.append((composed - weight).reshape(problem.matrix.shape).astype(np.float32))
+    fisher = None
+    if reaction is not None:
+        fisher = fisher_errors(changes, scores(site, reaction, samples))
+    return ScoredSite(site, tuple(found[i] for i in kept), relative, fisher)
+
+
+def _worth_fitting(found: Sequence[Candidate], estimates: Array, limit: int) -> list[int]:
+    latency = np.array([c.cost.latency for c in found])
+    kept = []
+    for index in range(len(found)):
+        better = (latency <= latency[index]) & (estimates < 0.6 * estimates[index])
+        if found[index].format is None or not better.any():
+            kept.append(index)
+    if len(kept) <= limit:
+        return kept
+    # thin out evenly along the latency, in order of the estimate times the latency within each bin
+    order = sorted(kept[1:], key=lambda i: (latency[i], estimates[i]))
+    bins = np.array_split(np.array(order), limit - 1)
+    return [kept[0], *sorted(int(b[np.argmin(estimates[b] * latency[b])]) for b in bins)]

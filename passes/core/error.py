@@ -13,17 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from passes.core.moments import Moments
 from passes.core.site import Array
-
-
-def whitened_errors(deltas: Array, moments: Moments) -> Array:
-    """Relative output error of each weight change: (C, g, O, K) -> (C,)."""
-    out = np.empty(len(deltas))
-    energy = float(moments.energy.sum())
-    for index, delta in enumerate(deltas):
-        out[index] = max(float(np.sum(np.matmul(delta, moments.gram) * delta)), 0.0)
-    return out / (energy if energy > 0 else 1.0)
 
 
 def sample_gradients(columns: Array, gradients: Array, samples: int) -> Array:

@@ -22,6 +22,13 @@ class Decomposition(Protocol):
         """The largest rank of each kind; the chain of this rank is exact."""
         ...
 
+    def loss(self, rank: Rank) -> float:
+        """The error of the slice at ``rank`` as its spectra tell it, without forming it: the discarded part.
+
+        Exact where one factor sees the whole patch; elsewhere in the separated metric, and a bound for two ranks.
+        """
+        ...
+
     def stages(self, rank: Rank) -> tuple[Stage, ...]:
         """The chain's stages at ``rank``, float64, with no bias; its weights are slices of the decomposition."""
         ...
@@ -49,14 +56,21 @@ class FactorFormat(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """A decomposition held as full-size stages with grouped weights (g, out, in, *kernel), sliced along ranks."""
+    """A decomposition held as full-size stages with grouped weights (g, out, in, *kernel), sliced along ranks.
+
+    ``spectra``: per rank axis the squared singular values (g, R) that order it.
+    """
 
     geometries: tuple[Geometry, ...]
     weights: tuple[Array, ...]
+    spectra: tuple[Array, ...]
 
     @property
     def full_rank(self) -> Rank:
         return tuple(int(w.shape[1]) for w in self.weights[:-1])
+
+    def loss(self, rank: Rank) -> float:
+        return float(sum(s[:, r:].sum() for s, r in zip(self.spectra, rank, strict=True)))
 
     def stages(self, rank: Rank) -> tuple[Stage, ...]:
         if len(rank) != len(self.full_rank) or not all(1 <= r <= f for r, f in zip(rank, self.full_rank, strict=True)):
@@ -70,9 +84,11 @@ class Factors:
         return tuple(stages)
 
 
-def fitted(decomposition: Decomposition, rank: Rank, problem: FitProblem, rounds: int = 1) -> tuple[Stage, ...]:
+def fitted(
+    decomposition: Decomposition, rank: Rank, problem: FitProblem, rounds: int, steps: int = 8
+) -> tuple[Stage, ...]:
     """The slice at ``rank`` fitted to the problem: tail in closed form, then ``rounds`` of alternation."""
-    return alternate(refit_tail(decomposition.stages(rank), problem), problem, rounds)
+    return alternate(refit_tail(decomposition.stages(rank), problem), problem, rounds, steps)
 
 
 def chain_of(name: str, rank: Rank, stages: tuple[Stage, ...], bias: Array | None) -> Chain:

@@ -47,9 +47,10 @@ class ChannelSvdIn:
         return rank
 
     def decompose(self, geometry: Geometry, problem: FitProblem) -> Factors:
-        inner, outer = input_factors(problem)
+        inner, outer, spectrum = input_factors(problem)
         kernel = problem.target.shape[3:]
-        return Factors(self.geometries(geometry), (inner.reshape(*inner.shape, *(1,) * len(kernel)), outer))
+        inner = inner.reshape(*inner.shape, *(1,) * len(kernel))
+        return Factors(self.geometries(geometry), (inner, outer), (spectrum,))
 
 
 def channel_gram(problem: FitProblem) -> Array | None:
@@ -62,14 +63,14 @@ def channel_gram(problem: FitProblem) -> Array | None:
     return np.asarray(np.einsum("gitjt->gij", split) / taps)
 
 
-def input_factors(problem: FitProblem) -> tuple[Array, Array]:
-    """The 1x1 factor (g, R, I) and the rest (g, O, R, *kernel), both ordered by importance."""
+def input_factors(problem: FitProblem) -> tuple[Array, Array, Array]:
+    """The 1x1 factor (g, R, I), the rest (g, O, R, *kernel), and the squared singular values (g, R) of their split."""
     groups, out, channels, *kernel = problem.target.shape
     weighted = problem.weighted(problem.matrix).reshape(groups, out, channels, -1)
     columns = np.moveaxis(weighted, 3, 2).reshape(groups, -1, channels)  # (g, O x taps, I)
     plain = FitProblem(columns[:, :, :, None])
-    left, inner, _ = low_rank_factors(plain, columns, channel_gram(problem))
+    left, inner, spectrum = low_rank_factors(plain, columns, channel_gram(problem))
     rank = inner.shape[1]
     outer = np.moveaxis(left.reshape(groups, out, -1, rank), 2, 3)  # (g, O, R, taps)
     outer = problem.unweighted(outer.reshape(groups, out, -1))
-    return inner, outer.reshape(groups, out, rank, *kernel)
+    return inner, outer.reshape(groups, out, rank, *kernel), spectrum

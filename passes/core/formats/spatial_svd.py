@@ -62,11 +62,11 @@ class SpatialSvd:
             kept = [0, 1, *(left_axes[a] for a in axes), 2 + n, *(right_axes[a] for a in axes)]
             gram = np.einsum(split, subscripts, kept) / prod(kernel[a] for a in rest)
             gram = gram.reshape(groups, columns.shape[2], columns.shape[2])
-        left, right, _ = low_rank_factors(FitProblem(columns[:, :, :, None]), columns, gram)
+        left, right, spectrum = low_rank_factors(FitProblem(columns[:, :, :, None]), columns, gram)
         rank = right.shape[1]
         shape_first = [kernel[a] if a in axes else 1 for a in range(n)]
         shape_rest = [kernel[a] if a in rest else 1 for a in range(n)]
         inner = right.reshape(groups, rank, channels, *shape_first)
         outer = np.moveaxis(left.reshape(groups, out, -1, rank), 2, 3).reshape(groups, out, -1)
         outer = problem.unweighted(outer).reshape(groups, out, rank, *shape_rest)
-        return Factors(self.geometries(geometry), (inner, outer))
+        return Factors(self.geometries(geometry), (inner, outer), (spectrum,))

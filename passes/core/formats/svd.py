@@ -33,9 +33,9 @@ class Svd:
         return rank
 
     def decompose(self, geometry: Geometry, problem: FitProblem) -> Factors:
-        left, right, _ = low_rank_factors(problem, problem.matrix, problem.gram)
+        left, right, spectrum = low_rank_factors(problem, problem.matrix, problem.gram)
         kernel = problem.target.shape[3:]
         groups, rank, _ = right.shape
         inner = right.reshape(groups, rank, problem.target.shape[2], *kernel)
         outer = left.reshape(*left.shape, *(1,) * len(kernel))
-        return Factors(self.geometries(geometry), (inner, outer))
+        return Factors(self.geometries(geometry), (inner, outer), (spectrum,))

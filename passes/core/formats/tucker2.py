@@ -40,14 +40,14 @@ class Tucker2:
     def decompose(self, geometry: Geometry, problem: FitProblem) -> Factors:
         groups, out, _, *kernel = problem.target.shape
         ones = (1,) * len(kernel)
-        inner, rest = input_factors(problem)  # B = rest x inner
-        left, right, _ = low_rank_factors(problem, problem.matrix, problem.gram)  # B = left x right
+        inner, rest, spectrum_in = input_factors(problem)  # B = rest x inner
+        left, right, spectrum_out = low_rank_factors(problem, problem.matrix, problem.gram)  # B = left x right
         # right = project x B, so the core is the same projection of what the input factor leaves
         project = _projection(problem, left, right)
         core = np.matmul(project, rest.reshape(groups, out, -1))
         core = core.reshape(groups, right.shape[1], inner.shape[1], *kernel)
         weights = (inner.reshape(*inner.shape, *ones), core, left.reshape(*left.shape, *ones))
-        return Factors(self.geometries(geometry), weights)
+        return Factors(self.geometries(geometry), weights, (spectrum_in, spectrum_out))
 
 
 def _projection(problem: FitProblem, left: np.ndarray, right: np.ndarray) -> np.ndarray:
