@@ -10,6 +10,7 @@ from codegen.asic_ops import (
     ACTIVATIONS,
     CONSTANT_ARITHMETIC,
     FREE,
+    RECURRENT,
     TRANSPARENT,
     elements,
     is_shape_arithmetic,
@@ -34,10 +35,11 @@ def assign_roles(ops: Sequence[OpWork]) -> tuple[list[Role], list[tuple[int, ...
 
     Two stages form a chain if the second is the only reader of what the first gives, in the same shape, and nothing
     stands between them but operators that do nothing to int8 data, or a bias. An activation, a BatchNormalization, or
-    arithmetic with a constant per channel is applied on the way out if it alone reads the stage's result.
+    arithmetic with a constant per channel is applied on the way out if it alone reads the result of a stage, of a
+    product of activations, or of an operator on the vector unit.
     """
     readers = Counter(name for op in ops for name in set(op.inputs))
-    # What each tensor is: the stage it comes from while only free or fused operators followed, and whether a chain
+    # The operator that each tensor comes from, if nothing but fused and transparent ones followed, and whether a chain
     # may still go on there.
     source: dict[str, int] = {}
     chainable: set[str] = set()
@@ -45,17 +47,19 @@ def assign_roles(ops: Sequence[OpWork]) -> tuple[list[Role], list[tuple[int, ...
     previous: dict[int, int] = {}
     for i, op in enumerate(ops):
         alone = [name for name in op.inputs if name in source and readers[name] == 1]
-        stage_before = source[alone[0]] if len(alone) == 1 and len(op.input_shapes) <= 1 else None
-        role = _role(op, stage_before is not None)
+        before = source[alone[0]] if len(alone) == 1 and len(op.input_shapes) <= 1 else None
+        role = _role(op, before is not None)
         roles.append(role)
-        if role is Role.STAGE:
-            if stage_before is not None and alone[0] in chainable and _connects(ops[stage_before], op):
-                previous[i] = stage_before
-            if len(op.outputs) == 1:
-                source[op.outputs[0]] = i
+        if role is Role.STAGE and before is not None and alone[0] in chainable and _connects(ops[before], op):
+            previous[i] = before
+        if len(op.outputs) != 1:
+            continue
+        if role in (Role.STAGE, Role.MATMUL, Role.VECTOR):
+            source[op.outputs[0]] = i
+            if role is Role.STAGE:
                 chainable.add(op.outputs[0])
-        elif stage_before is not None and (role is Role.EPILOGUE or op.op in TRANSPARENT) and len(op.outputs) == 1:
-            source[op.outputs[0]] = stage_before
+        elif before is not None and (role is Role.EPILOGUE or op.op in TRANSPARENT):
+            source[op.outputs[0]] = before
             if alone[0] in chainable and (op.op in TRANSPARENT or op.op == "Add"):
                 chainable.add(op.outputs[0])
     follows = {before: after for after, before in previous.items()}
@@ -69,17 +73,18 @@ def assign_roles(ops: Sequence[OpWork]) -> tuple[list[Role], list[tuple[int, ...
     return roles, chains
 
 
-def _role(op: OpWork, after_stage: bool) -> Role:
+def _role(op: OpWork, can_follow: bool) -> Role:
+    if op.op == "MatMul" and len(op.input_shapes) == 2 and min(map(len, op.input_shapes)) >= 2:
+        return Role.MATMUL  # no weights: the second operand is an activation as well
     if op.stage is not None:
-        return Role.STAGE
-    if op.op in FREE or is_shape_arithmetic(op) or not elements(op.output_shapes):
+        return Role.HOST if op.op in RECURRENT or op.stage.geometry.ndim > 3 else Role.STAGE
+    if op.op in FREE or is_shape_arithmetic(op):
         return Role.FREE
-    if after_stage and _is_epilogue(op):
+    if can_follow and _is_epilogue(op):
         return Role.EPILOGUE
-    if op.op in ("MatMul", "Gemm"):
-        plain = len(op.input_shapes) == 2 and min(map(len, op.input_shapes)) >= 2
-        return Role.MATMUL if plain else Role.HOST
-    return Role.VECTOR if vector_operations(op) is not None else Role.HOST
+    if vector_operations(op) is None:
+        return Role.HOST
+    return Role.VECTOR if elements(op.output_shapes) else Role.FREE
 
 
 def _is_epilogue(op: OpWork) -> bool:

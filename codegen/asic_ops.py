@@ -47,14 +47,15 @@ _PER_ELEMENT = {
 A pooling window's overlap is not seen here: each input element counts once.
 """
 
+RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+
 _FEW = 16
 
 
 def is_shape_arithmetic(op: OpWork) -> bool:
-    """Whether ``op`` handles shapes, not data: nothing that changes, or a few numbers without axes."""
-    if not op.input_shapes:
-        return True
-    return all(len(shape) <= 1 and prod(shape) <= _FEW for shape in (*op.input_shapes, *op.output_shapes))
+    """Whether ``op`` computes shapes, not data: a few numbers without axes, and no body of a control-flow operator."""
+    small = all(len(shape) <= 1 and prod(shape) <= _FEW for shape in (*op.input_shapes, *op.output_shapes))
+    return small and (op.op in _PER_ELEMENT or op.op == "Range")
 
 
 def vector_operations(op: OpWork) -> int | None:
@@ -65,9 +66,8 @@ def vector_operations(op: OpWork) -> int | None:
 
 
 def host_macs(op: OpWork) -> int:
-    """An estimate of the multiply-adds of an operator on the host: each weight once per step of a recurrence."""
-    steps = prod(op.input_shapes[0][:2]) if op.op in ("LSTM", "GRU", "RNN") and op.input_shapes else 1
-    return op.weight_params * steps
+    """An estimate of the multiply-adds of an operator on the host: its stage's, or each of its weights once."""
+    return op.stage.macs if op.stage is not None else op.weight_params
 
 
 def elements(shapes: tuple[tuple[int, ...], ...]) -> int:
