@@ -13,7 +13,9 @@ from passes.core.cost import Cost, OpWork, StageWork
 from passes.core.reference import apply_stage, relative_l2
 from passes.core.site import Geometry, Site, Stage
 from passes.fuse_pointwise import FusePointwise, product_stage, refusal
-from tests.pass_harness import check_pass
+from passes.onnx_graph import OnnxGraph
+from tests.onnx_models import normal, onnx_model
+from tests.pass_harness import check_pass, op_counts
 from tests.sequential_graph import SequentialGraph, Step
 
 
@@ -161,3 +163,74 @@ def test_a_product_that_overflows_is_refused() -> None:
     result = FusePointwise().run(graph)
     assert not result.modified
     assert result.notes[0].reason == "not fused with a: their product overflows"
+
+
+@pytest.mark.parametrize(
+    ("body", "weights", "before", "after"),
+    [
+        pytest.param(
+            "t = Conv (x, w, b)  y = Conv <pads = [1,1,1,1]> (t, v)",
+            {"w": normal(32, 4, 1, 1), "b": np.zeros(32, np.float32), "v": normal(6, 32, 3, 3)},
+            {"Conv": 2},
+            {"Conv": 1},
+            id="1x1 then padded 3x3, zero bias",
+        ),
+        pytest.param(
+            "t = Conv (x, w, b)  y = Conv <pads = [1,1,1,1]> (t, v)",
+            {"w": normal(32, 4, 1, 1), "b": normal(32), "v": normal(6, 32, 3, 3)},
+            {"Conv": 2},
+            {"Conv": 2},
+            id="1x1 then padded 3x3, bias",
+        ),
+        pytest.param(
+            "t = Conv <pads = [1,1,1,1], group = 2> (x, w, b)  y = Conv <group = 2> (t, v, c)",
+            {"w": normal(32, 2, 3, 3), "b": normal(32), "v": normal(6, 16, 1, 1), "c": normal(6)},
+            {"Conv": 2},
+            {"Conv": 1},
+            id="grouped 3x3 then 1x1",
+        ),
+        pytest.param(
+            "t = Conv (x, w)  u = Relu (t)  y = Conv (u, v)",
+            {"w": normal(32, 4, 1, 1), "v": normal(6, 32, 1, 1)},
+            {"Conv": 2, "Relu": 1},
+            {"Conv": 2, "Relu": 1},
+            id="something between",
+        ),
+    ],
+)
+def test_convolutions_of_an_onnx_network(
+    body: str, weights: dict[str, np.ndarray], before: dict[str, int], after: dict[str, int]
+) -> None:
+    graph = OnnxGraph.from_model(onnx_model(f"net (float[2,4,6,6] x) => (float[2,6,6,6] y) {{ {body} }}", weights))
+    check_pass(FusePointwise(), graph, {"x": normal(2, 4, 6, 6, seed=3)}, before=before, after=after, tolerance=1e-6)
+
+
+def test_linear_layers_of_an_onnx_network() -> None:
+    body = """net (float[2,5,8] x) => (float[2,5,6] y) {
+        s = MatMul (x, w)
+        t = Add (s, b)
+        y = MatMul (t, v)
+    }"""
+    graph = OnnxGraph.from_model(onnx_model(body, {"w": normal(8, 64), "b": normal(64), "v": normal(64, 6)}))
+    assert len(graph.sites().sites) == 2
+    counts = op_counts(graph)
+    # the product keeps a bias, so it stays MatMul and Add
+    check_pass(
+        FusePointwise(),
+        graph,
+        {"x": normal(2, 5, 8, seed=3)},
+        before=counts,
+        after={**counts, "MatMul": 1},
+        tolerance=1e-6,
+    )
+
+
+def test_a_row_of_three_in_an_onnx_network() -> None:
+    body = """net (float[3,8] x) => (float[3,4] y) {
+        s = Gemm (x, u, a)
+        t = Gemm (s, v, b)
+        y = Gemm (t, w, c)
+    }"""
+    weights = {"u": normal(8, 64), "a": normal(64), "v": normal(64, 48), "b": normal(48), "w": normal(48, 4)}
+    graph = OnnxGraph.from_model(onnx_model(body, {**weights, "c": normal(4)}))
+    check_pass(FusePointwise(), graph, {"x": normal(3, 8)}, before={"Gemm": 3}, after={"Gemm": 1}, tolerance=1e-6)
