@@ -23,13 +23,21 @@ from passes.graph import Affine, Note, SiteScan, TensorSpec
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """``op``: Layer (``stage``), Affine (``scale``, ``shift``), Relu, Identity, or Dead (nothing reads it)."""
+    """``op``: Layer (``stage``), Affine (``scale``, ``shift``), Relu, Identity, or Dead (nothing reads it).
+
+    ``tensor`` names what it writes, where that is not the step's own name.
+    """
 
     name: str
     op: str
     stage: Stage | None = None
     scale: Array | None = None
     shift: Array | None = None
+    tensor: str = ""
+
+    @property
+    def output(self) -> str:
+        return self.tensor or self.name
 
     def apply(self, x: Array) -> Array:
         if self.op == "Layer":
@@ -72,10 +80,13 @@ class SequentialGraph:
             shapes.append(shape)
         return shapes
 
+    def _tensors(self) -> list[str]:
+        return ["x", *(step.output for step in self.steps)]
+
     def _sites(self) -> dict[int, Site]:
-        shapes = self._shapes()
+        shapes, tensors = self._shapes(), self._tensors()
         return {
-            i: Site(s.name, s.op, s.stage, f"t{i}", f"t{i + 1}", shapes[i], shapes[i + 1], 1, weight_key=s.name)
+            i: Site(s.name, s.op, s.stage, *tensors[i : i + 2], shapes[i], shapes[i + 1], 1, weight_key=s.name)
             for i, s in enumerate(self.steps)
             if s.op == "Layer"
         }
@@ -88,9 +99,9 @@ class SequentialGraph:
 
     def replace(self, site: Site, chain: Chain) -> None:
         at = self._index(site.name)
-        self.steps[at : at + 1] = [
-            Step(f"{site.name}/{chain.format}_{i}", "Layer", stage) for i, stage in enumerate(chain.stages)
-        ]
+        new = [Step(f"{site.name}/{chain.format}_{i}", "Layer", stage) for i, stage in enumerate(chain.stages)]
+        new[-1] = replace(new[-1], tensor=site.output)
+        self.steps[at : at + 1] = new
 
     def affines(self) -> tuple[Affine, ...]:
         return tuple(
@@ -101,8 +112,8 @@ class SequentialGraph:
 
     def fold(self, affine: Affine, stage: Stage) -> None:
         at = self._index(affine.site.name)
-        self.steps[at] = replace(self.steps[at], stage=stage)
-        del self.steps[self._index(affine.node)]
+        gone = self.steps.pop(self._index(affine.node))
+        self.steps[at] = replace(self.steps[at], stage=stage, tensor=gone.output)
 
     def adjacent(self) -> tuple[tuple[Site, Site], ...]:
         sites = self._sites()
@@ -110,7 +121,7 @@ class SequentialGraph:
 
     def merge(self, first: Site, second: Site, stage: Stage) -> None:
         at = self._index(first.name)
-        self.steps[at : at + 2] = [Step(second.name, "Layer", stage)]
+        self.steps[at : at + 2] = [Step(second.name, "Layer", stage, tensor=second.output)]
 
     def drop_identities(self) -> tuple[Note, ...]:
         return self._drop("Identity", "passes its input on")
@@ -124,7 +135,7 @@ class SequentialGraph:
         return notes
 
     def workload(self) -> tuple[OpWork, ...]:
-        shapes, sites = self._shapes(), self._sites()
+        shapes, sites, tensors = self._shapes(), self._sites(), self._tensors()
         ops = []
         for i, step in enumerate(self.steps):
             stage, params = None, 0
@@ -134,7 +145,7 @@ class SequentialGraph:
                     s.geometry, s.in_channels, s.out_channels, sites[i].spatial, sites[i].batch, s.bias is not None
                 )
                 params = s.params
-            names = (f"t{i}",), (f"t{i + 1}",)
+            names = (tensors[i],), (tensors[i + 1],)
             ops.append(OpWork(step.name, step.op, stage, (shapes[i],), (shapes[i + 1],), *names, params, 4 * params))
         return tuple(ops)
 
