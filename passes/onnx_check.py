@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import onnx
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, helper
 
 from passes.errors import VerificationError
 from passes.onnx_surgery import Surgery
-from passes.onnx_weights import Weight
 
 _LARGE_BYTES = 1 << 16
 """Initializers of the main graph from this size on are checked by type and shape alone."""
@@ -15,23 +14,16 @@ _LARGE_BYTES = 1 << 16
 
 def structure(surgery: Surgery) -> ModelProto:
     """The network with large initializers declared as inputs, so that a check costs no copy of the weights."""
-    large: list[Weight] = []
-
-    def tensor(weight: Weight) -> TensorProto:
-        return weight.header if weight.size_bytes >= _LARGE_BYTES and weight.array is not None else weight.tensor()
-
-    model = surgery.export(tensor)
-    declared = {info.name for info in model.graph.input}
+    weights = [surgery.weight_of(constant) for constant in surgery.main.weights.values()]
+    large = {id(w): w for w in weights if w.array is not None and w.size_bytes >= _LARGE_BYTES}
+    model = surgery.export(lambda weight: weight.header if id(weight) in large else weight.tensor())
+    names = {weight.header.name for weight in large.values()}
     for index in reversed(range(len(model.graph.initializer))):
-        stored = model.graph.initializer[index]
-        weight = surgery.weight_of(surgery.main.weights[stored.name])
-        if weight.size_bytes >= _LARGE_BYTES and weight.array is not None:
-            large.append(weight)
+        if model.graph.initializer[index].name in names:
             del model.graph.initializer[index]
-    for weight in large:
-        if weight.header.name not in declared:
-            info = helper.make_tensor_value_info(weight.header.name, weight.header.data_type, list(weight.header.dims))
-            model.graph.input.append(info)
+    names -= {info.name for info in model.graph.input}
+    for header in (weight.header for weight in large.values() if weight.header.name in names):
+        model.graph.input.append(helper.make_tensor_value_info(header.name, header.data_type, list(header.dims)))
     return model
 
 

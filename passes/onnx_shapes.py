@@ -26,6 +26,8 @@ VOLUME = 32
 LENGTHS = (256, 512, 128, 1024, 64)
 """Samples, frames or tokens of a sequence whose length is open, in the order in which they are tried."""
 _BATCH_NAMES = re.compile(r"^(n|b|bs|batch.*|.*batch|.*batch_?size|none|num_samples)$", re.IGNORECASE)
+_OBSERVED = "observed"
+"""Domain of nodes that inference shall pass over."""
 _LIGHT_BYTES = 1024
 """Constants up to this size take part in shape inference by value."""
 
@@ -118,6 +120,7 @@ def light(surgery: Surgery, bound: Mapping[str, tuple[int, ...]] | None) -> Mode
     model = surgery.export(tensor, labelled=True)
     known = {(f.domain, f.name) for f in surgery.head.functions} | {("", ""), ("ai.onnx", "")}
     _strip_shapes(model.graph, known)
+    model.opset_import.add(domain=_OBSERVED, version=1)
     for info in model.graph.input:
         if bound is not None and info.name in bound:
             del info.type.tensor_type.shape.dim[:]
@@ -141,6 +144,8 @@ def _strip_shapes(graph: GraphProto, known: set[tuple[str, str]]) -> None:
         if info.type.HasField("tensor_type") and info.name not in foreign:
             info.type.tensor_type.ClearField("shape")
     for node in graph.node:
+        if node.op_type == "ConvTranspose" and any(a.name == "output_shape" for a in node.attribute):
+            node.domain = _OBSERVED  # ONNX infers a wrong rank where such an output is smaller than the input
         for attribute in node.attribute:
             if attribute.type == AttributeProto.GRAPH:
                 _strip_shapes(attribute.g, known)

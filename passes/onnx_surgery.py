@@ -220,9 +220,10 @@ class Surgery:
                 todo.extend(above)
 
     def drop_weight(self, tensor: gs.Constant) -> None:
+        name = tensor.name
         for scope in self.scopes.values():
-            if scope.weights.get(tensor.name) is tensor:
-                del scope.weights[tensor.name]
+            if scope.weights.get(name) is tensor:
+                del scope.weights[name]
                 return
 
     def add_weight(self, scope: Scope, base: str, array: Array) -> gs.Constant:
