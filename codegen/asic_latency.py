@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import prod
 
 from accel_sim.energy import vector_energy_pj
-from accel_sim.pricing.layer import Layer, conv_layer, gemm_layer, transposed_conv_layer
+from accel_sim.pricing.layer import Layer, conv_layer, transposed_conv_layer
 from accel_sim.pricing.price_list import ChainPrice, LayerPrice, NoTilingError, PriceList
 from accel_sim.spec import MachineSpec
 from codegen.asic_network import Role, assign_roles
@@ -179,11 +179,10 @@ class AsicLatency:
         )
 
     def _matmul_row(self, op: OpWork) -> LayerRow:
-        """A product of two activations: the heads are groups, the second operand stands where weights do."""
-        (*heads, m, k), n = op.input_shapes[0], op.output_shapes[0][-1]
-        layer = gemm_layer(m, k, n)
-        if (count := prod(heads)) > 1:
-            layer = conv_layer(count * k, count * n, (), (), groups=count, batch=m, bias=False)
+        """A product of two activations: heads are groups, rows positions; the second operand takes the weights' place."""
+        (*heads, m, n), k = op.output_shapes[0], op.input_shapes[0][-1]
+        count = prod(heads)
+        layer = conv_layer(count * k, count * n, (m,), (1,), groups=count, bias=False)
         try:
             return self._array_row(op, self._prices.layers([layer])[0])
         except NoTilingError as error:

@@ -74,7 +74,7 @@ def assign_roles(ops: Sequence[OpWork]) -> tuple[list[Role], list[tuple[int, ...
 
 
 def _role(op: OpWork, can_follow: bool) -> Role:
-    if op.op == "MatMul" and len(op.input_shapes) == 2 and min(map(len, op.input_shapes)) >= 2:
+    if op.op == "MatMul" and len(op.input_shapes) == 2 and min(map(len, op.input_shapes + op.output_shapes)) >= 2:
         return Role.MATMUL  # no weights: the second operand is an activation as well
     if op.stage is not None:
         return Role.HOST if op.op in RECURRENT or op.stage.geometry.ndim > 3 else Role.STAGE
