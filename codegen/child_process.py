@@ -1,0 +1,66 @@
+"""Work done in a fresh Python process, so that a crash in native code costs one result and not the run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why there is no answer, as a sentence; ``log`` is the tail of what the process wrote."""
+
+    reason: str
+    log: str
+
+
+def call(
+    module: str,
+    request: Mapping[str, Any],
+    *,
+    environment: Mapping[str, str] | None = None,
+    timeout_s: float | None = None,
+) -> dict[str, Any] | Failure:
+    """Runs ``python -m module REQUEST ANSWER`` on two JSON files and returns the answer.
+
+    The process ends with this one: whatever is raised here, an interrupt included, kills it first.
+    """
+    with tempfile.TemporaryDirectory(prefix="rankc-") as folder:
+        asked, answered = Path(folder) / "request.json", Path(folder) / "answer.json"
+        asked.write_text(json.dumps(dict(request)), encoding="utf-8")
+        paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        child_environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(environment or {})}
+        try:
+            done = subprocess.run(
+                [sys.executable, "-P", "-m", module, str(asked), str(answered)],
+                env=child_environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=timeout_s,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            return Failure(f"took longer than {timeout_s:g} s", _tail(error.stdout or b""))
+        log = _tail(done.stdout)
+        if done.returncode < 0:
+            return Failure(f"crashed ({signal.Signals(-done.returncode).name})", log)
+        if done.returncode > 0 or not answered.is_file():
+            last = log.splitlines()[-1] if log else "no message"
+            return Failure(f"failed: {last}", log)
+        answer: dict[str, Any] = json.loads(answered.read_bytes())
+        return answer
+
+
+def _tail(output: bytes) -> str:
+    return output.decode(errors="replace").strip()[-4000:]

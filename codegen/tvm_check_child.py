@@ -1,0 +1,36 @@
+"""The checking process: ``python -m codegen.tvm_check_child REQUEST ANSWER``; see :mod:`codegen.tvm_check`.
+
+It imports NumPy and TVM's runtime, nothing else: what a deployment has.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+
+def main(request_path: str, answer_path: str) -> None:
+    request = json.loads(Path(request_path).read_bytes())
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # tvm_ffi would load it for interchange
+    import tvm
+    from tvm.runtime.vm import VirtualMachine
+
+    machine = VirtualMachine(tvm.runtime.load_module(request["library"]), tvm.cpu())
+    results = {}
+    count = 0
+    with np.load(request["given"], allow_pickle=False) as given:
+        for run in range(request["runs"]):
+            values = [tvm.runtime.tensor(given[f"{run}/{i}"]) for i in range(request["inputs"])]
+            made = machine["main"](*values)
+            outputs = [made] if hasattr(made, "numpy") else list(made)
+            count = len(outputs)
+            results.update({f"{run}/{i}": output.numpy() for i, output in enumerate(outputs)})
+    np.savez(request["made"], allow_pickle=False, **results)
+    Path(answer_path).write_text(json.dumps({"outputs": count}), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])
