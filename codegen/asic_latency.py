@@ -179,7 +179,7 @@ class AsicLatency:
         )
 
     def _matmul_row(self, op: OpWork) -> LayerRow:
-        """A product of two activations: heads are groups, rows positions; the second operand takes the weights' place."""
+        """A product of two activations: heads are groups, rows are positions, the second operand stands for weights."""
         (*heads, m, n), k = op.output_shapes[0], op.input_shapes[0][-1]
         count = prod(heads)
         layer = conv_layer(count * k, count * n, (m,), (1,), groups=count, bias=False)

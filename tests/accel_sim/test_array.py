@@ -211,6 +211,27 @@ def test_an_output_tile_started_one_cycle_early_gives_wrong_values(k: int) -> No
     assert (run_output_stationary(a, b, 3, 3, overlap=True, hurry=1)[1] != a @ b).any()
 
 
+RTL = [  # 32x32; cycles counted in a Verilog simulation of the four arrays (layers of ResNet-18 without padding)
+    ((12100, 147, 64), 121_950, 121_095, 182_678, 111_520),
+    ((841, 64, 128), 7_488, 6_823, 17_064, 7_006),
+    ((144, 2304, 256), 137_664, 83_039, 95_920, 92_254),
+    ((25, 4608, 512), 276_480, 73_816, 75_232, 73_822),
+    ((64, 256, 512), 20_352, 8_287, 11_200, 8_286),
+]
+
+
+@pytest.mark.parametrize(("gemm", "ws_serial", "ws_shadow", "os_serial", "os_overlap"), RTL)
+def test_counts_of_a_verilog_simulation(
+    gemm: tuple[int, int, int], ws_serial: int, ws_shadow: int, os_serial: int, os_overlap: int
+) -> None:
+    one = np.array([gemm])
+    plain, fast = machine(32, 32, shadow=False, overlap=False), machine(32, 32)
+    assert gemm_cycles_batch(plain, WEIGHT_STATIONARY, one)[0] == ws_serial
+    assert gemm_cycles_batch(fast, WEIGHT_STATIONARY, one)[0] == ws_shadow
+    assert gemm_cycles_batch(plain, OUTPUT_STATIONARY, one)[0] == os_serial
+    assert gemm_cycles_batch(fast, OUTPUT_STATIONARY, one)[0] == os_overlap
+
+
 def test_words_moved_per_dataflow() -> None:
     """A 4x3 array, M, K, N = 10, 9, 7: 3 folds of K, 3 folds of N, M in 3 folds of rows or 4 of columns."""
     assert gemm_input_reads(WEIGHT_STATIONARY, 4, 3, 10, 9, 7) == 90 * 3  # past every fold of N
