@@ -105,8 +105,6 @@ def _origin(point: EntryPoint) -> str:
     return "an unknown distribution" if point.dist is None else f"{point.dist.name} {point.dist.version}"
 
 
-_FORMAT_NAMES = ("svd", "channel_svd_out", "channel_svd_in", "spatial_svd_vh", "spatial_svd_hv", "tucker2")
-
 PASSES: Registry[type[Pass]] = Registry(
     "pass",
     "rankc.passes",
@@ -124,7 +122,14 @@ PASSES: Registry[type[Pass]] = Registry(
 FORMATS: Registry[FactorFormat] = Registry(
     "format",
     "rankc.formats",
-    dict.fromkeys(_FORMAT_NAMES, "passes.core.formats:FORMATS"),
+    {
+        "svd": "passes.core.formats:FORMATS",
+        "channel_svd_out": "passes.core.formats:FORMATS",
+        "channel_svd_in": "passes.core.formats:FORMATS",
+        "spatial_svd_vh": "passes.core.formats:FORMATS",
+        "spatial_svd_hv": "passes.core.formats:FORMATS",
+        "tucker2": "passes.core.formats:FORMATS",
+    },
     instantiate=True,
     members=("name", "full_rank", "geometries", "widths", "decompose"),
 )
@@ -132,7 +137,10 @@ FORMATS: Registry[FactorFormat] = Registry(
 SOLVERS: Registry[RankSolver] = Registry(
     "solver",
     "rankc.solvers",
-    {"milp": "passes.ranks.milp:MilpSolver", "uniform": "passes.ranks.uniform:UniformSolver"},
+    {
+        "milp": "passes.ranks.milp:MilpSolver",
+        "uniform": "passes.ranks.uniform:UniformSolver",
+    },
     instantiate=True,
     members=("name", "solve"),
 )

@@ -1,6 +1,7 @@
 """What every frontend must do: passes.graph.Graph, for each implementation of it.
 
 Each one builds the same network: conv3x3 -> affine -> identity -> relu -> conv1x1 -> conv1x1, and dead code beside it.
+The second convolution's bias is zero.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tests.onnx_models import normal, onnx_model
 from tests.sequential_graph import SequentialGraph, Step
 
 W1, B1 = normal(6, 3, 3, 3), normal(6)
-W2, W3, B3 = normal(16, 6, 1, 1), normal(5, 16, 1, 1), normal(5)
+W2, B2, W3, B3 = normal(16, 6, 1, 1), np.zeros(16, np.float32), normal(5, 16, 1, 1), normal(5)
 SCALE, SHIFT = np.abs(normal(6, seed=1)) + 0.5, normal(6, seed=2)
 SHAPE = (2, 3, 7, 7)
 TOLERANCE = 1e-6  # float32 implementations round; the float64 one is far below
@@ -34,7 +35,7 @@ def onnx_graph() -> Graph:
         t2 = BatchNormalization (t1, scale, shift, zero, one)
         t3 = Identity (t2)
         t4 = Relu (t3)
-        t5 = Conv (t4, w2)
+        t5 = Conv (t4, w2, b2)
         y = Conv (t5, w3, b3)
         dead = Exp (y)
     }"""
@@ -47,6 +48,7 @@ def onnx_graph() -> Graph:
         "zero": np.zeros(6, np.float32),
         "one": np.full(6, 1 - epsilon, np.float32),
         "w2": W2,
+        "b2": B2,
         "w3": W3,
         "b3": B3,
     }
@@ -60,7 +62,7 @@ def sequential_graph() -> Graph:
             Step("bn", "Affine", scale=SCALE.astype(np.float64), shift=SHIFT.astype(np.float64)),
             Step("nothing", "Identity"),
             Step("relu", "Relu"),
-            Step("conv2", "Layer", Stage(W2, None, Geometry((1, 1)))),
+            Step("conv2", "Layer", Stage(W2, B2, Geometry((1, 1)))),
             Step("conv3", "Layer", Stage(W3, B3, Geometry((1, 1)))),
             Step("dead", "Dead"),
         ],

@@ -15,7 +15,7 @@ from passes.registry import FORMATS, PASSES, SOLVERS
 
 @pytest.fixture
 def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A distribution "outside 1.2" on the path: its formats are fine, broken at import, no format, misnamed, a double."""
+    """A distribution "outside 1.2" on the path: formats fine, broken at import, none, misnamed, a double."""
     info = tmp_path / "outside-1.2.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.2\n")
