@@ -16,8 +16,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from passes.core.cost import Cost, LatencyModel, StageWork
-from passes.core.site import Array, Geometry, Site, Stage, compose
+from passes.core.cost import Cost, LatencyModel, chain_work
+from passes.core.site import Array, Chain, Geometry, Site, Stage, compose
 from passes.graph import Graph, Note
 from passes.manager import Pass, PassResult
 
@@ -63,10 +63,8 @@ class FusePointwise(Pass):
 
     def _dearer(self, first: Site, second: Site, stage: Stage, metrics: tuple[str, ...]) -> str:
         """Why the product is no gain; empty when it is one."""
-        works = (
-            (_work(first.stage, first), _work(second.stage, second)),
-            (_work(stage, first),),
-        )
+        apart_work = (*chain_work(Chain((first.stage,)), first), *chain_work(Chain((second.stage,)), second))
+        works = (apart_work, chain_work(Chain((stage,)), first))
         if self.model is None:
             margin = 0.0
             costs = [Cost(macs=sum(work.macs for work in pair)) for pair in works]
@@ -131,9 +129,3 @@ def _overflow(stage: Stage) -> str:
 def _geometry(first: Geometry, second: Geometry) -> Geometry:
     """That of the stage which is not pointwise."""
     return first if second.is_pointwise else second
-
-
-def _work(stage: Stage, site: Site) -> StageWork:
-    return StageWork(
-        stage.geometry, stage.in_channels, stage.out_channels, site.spatial, site.batch, stage.bias is not None
-    )
