@@ -1,0 +1,168 @@
+"""What a person sees: progress on stderr while the run is on, tables on stdout at its end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from codegen.events import Progress as StageProgress
+from codegen.report.html import METRICS
+from codegen.report.numbers import change, duration, quantity, ratio
+from codegen.result import InspectRow
+
+_FILE_WIDTH = 160
+"""Columns where the output is no terminal: wide enough that tables in a log are not folded."""
+
+
+class _TaskProgress:
+    def __init__(self, bars: Progress, task: TaskID) -> None:
+        self._bars, self._task = bars, task
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        self._bars.update(self._task, advance=n, note=escape(note))
+
+
+class ConsoleEvents:
+    """Progress bars with the time left on a terminal, a line per finished stage anywhere else. A context manager.
+
+    ``verbose`` shows notes as well; warnings are always shown.
+    """
+
+    def __init__(self, *, verbose: bool = False, stream: TextIO | None = None) -> None:
+        self._console = _console(stream or sys.stderr)
+        self._verbose = verbose
+        self._depth = 0
+        self._bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", style="dim"),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+
+    def __enter__(self) -> ConsoleEvents:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    @contextmanager
+    def stage(self, name: str, total: int | None = None) -> Iterator[StageProgress]:
+        task = self._bars.add_task("  " * self._depth + escape(name), total=total, note="")
+        started = time.perf_counter()
+        self._depth += 1
+        try:
+            yield _TaskProgress(self._bars, task)
+        finally:
+            self._depth -= 1
+            self._bars.remove_task(task)
+        if self._depth == 0:
+            self._console.print(f"[green]done[/]  {escape(name)}  [dim]{duration(time.perf_counter() - started)}[/]")
+
+    def note(self, text: str) -> None:
+        if self._verbose:
+            self._console.print(f"[dim]note[/]  {escape(text)}")
+
+    def warning(self, text: str) -> None:
+        self._console.print(f"[yellow]warning[/]  {escape(text)}")
+
+
+def print_report(report: dict[str, Any], *, explain: bool = False, stream: TextIO | None = None) -> None:
+    """The layers and the summary on stdout; with ``explain`` each layer's reason and every note."""
+    console = _console(stream or sys.stdout)
+    layers = Table("layer", "op", "choice", "rank", box=None, pad_edge=False, header_style="bold")
+    for column in ("before", "after", "ratio", "error"):
+        layers.add_column(column, justify="right", no_wrap=True)
+    if explain:
+        layers.add_column("reason", overflow="fold")
+    for layer in report["layers"]:
+        row = [
+            escape(layer["name"]),
+            layer["op"],
+            layer["choice"],
+            "x".join(str(part) for part in layer["rank"] or ()),
+            quantity(layer["latency_before"], layer["unit"]),
+            quantity(layer["latency_after"], layer["unit"]),
+            ratio(layer["latency_after"], layer["latency_before"]),
+            "-" if layer["error"] is None else f"{layer['error']:.2g}",
+        ]
+        layers.add_row(*row, *([escape(layer["reason"])] if explain else []))
+    console.print(layers)
+    if explain:
+        for note in report["notes"]:
+            at = f"{note['node']} ({note['op']}): " if note["node"] else ""
+            console.print(f"note  {escape(at + note['text'])}", highlight=False)
+    console.print()
+    console.print(_summary(report))
+    error = report["output_error"]
+    if error["relative_l2"] is not None:
+        text = f"output error {error['relative_l2']:.3g} (relative L2, {error['samples']} samples, {error['data']})"
+        console.print(escape(text), highlight=False)
+
+
+def _summary(report: dict[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    for column in ("before", "after", "ratio"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("source")
+    table.add_column("budget")
+    budgets = {budget["metric"]: budget for budget in report["budgets"]}
+    for metric in METRICS:
+        before, after = report["baseline"][metric], report["result"][metric]
+        if after is None:
+            continue
+        table.add_row(
+            metric,
+            quantity(before["value"], before["unit"]) if before else "-",
+            quantity(after["value"], after["unit"]),
+            change(after["value"], before["value"] if before else None, after["unit"]),
+            after["kind"],
+            _verdict(budgets[metric]) if metric in budgets else "",
+        )
+    return table
+
+
+def _verdict(budget: dict[str, Any]) -> str:
+    limit = quantity(budget["limit"], budget["unit"])
+    if budget["met"]:
+        return f"[green]met[/] ({limit})"
+    bound = "" if budget["bound"] is None else f", at best {quantity(budget['bound'], budget['unit'])}"
+    return f"[red]missed[/] ({limit}{bound})"
+
+
+def print_inspection(rows: Sequence[InspectRow], *, stream: TextIO | None = None) -> None:
+    """Every node of a dry run with its status and reason."""
+    table = Table("node", "op", "status", "reason", box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(escape(row.node), row.op, row.status, escape(row.reason))
+    _console(stream or sys.stdout).print(table)
+
+
+def _console(stream: TextIO) -> Console:
+    probe = Console(file=stream)
+    return probe if probe.is_terminal else Console(file=stream, width=_FILE_WIDTH, highlight=False)

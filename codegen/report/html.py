@@ -1,0 +1,46 @@
+"""report.html: one file that needs nothing else, made from the dict of report.json."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import jinja2
+
+from codegen.report import numbers
+
+METRICS = ("latency", "energy", "macs", "params", "size", "accuracy")
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("codegen", "report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["change"] = numbers.change
+    environment.filters["ratio"] = numbers.ratio
+    environment.filters["quantity"] = numbers.quantity
+    environment.filters["duration"] = numbers.duration
+    return environment.get_template("report.html.j2")
+
+
+def to_html(report: dict[str, Any]) -> str:
+    """The text of report.html."""
+    largest = max((layer["latency_before"] or 0 for layer in report["layers"]), default=0)
+    largest = max(largest, max((layer["latency_after"] or 0 for layer in report["layers"]), default=0))
+    bars = [
+        {
+            **layer,
+            "before_percent": 100 * (layer["latency_before"] or 0) / largest if largest else 0,
+            "after_percent": 100 * (layer["latency_after"] or 0) / largest if largest else 0,
+        }
+        for layer in report["layers"]
+    ]
+    summary = [
+        (metric, report["baseline"][metric], report["result"][metric]) for metric in METRICS if report["result"][metric]
+    ]
+    return _template().render(report=report, summary=summary, layers=bars) + "\n"
