@@ -26,10 +26,15 @@ class Refusal(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Constant:
-    """A value and where it comes from: ``key`` is equal for one stored tensor unpacked in one way."""
+    """A value and where it comes from.
+
+    ``key`` is equal for one stored tensor unpacked in one way. ``dtype`` is the type it is stored in; a ``value`` in
+    half precision is handed out in single.
+    """
 
     value: Array
     key: str
+    dtype: np.dtype[Any]
 
 
 def is_constant(surgery: Surgery, tensor: gs.Tensor, known: dict[str, bool] | None = None) -> bool:
@@ -56,12 +61,13 @@ def constant(surgery: Surgery, tensor: gs.Tensor, what: str = "weight") -> Const
         if weight.array is None:
             raise Refusal(f"its {what} is stored as {weight.type_name}")
         home = next((path for path, s in surgery.scopes.items() if s.weights.get(tensor.name) is tensor), "")
-        return Constant(weight.array, f"{home}:{tensor.name}")
+        return Constant(weight.floats(), f"{home}:{tensor.name}", weight.array.dtype)
     node = tensor.inputs[0] if tensor.inputs else None
     if node is None:
         raise Refusal(f"its {what} is not a constant")
     if node.op == "Constant" and not node.domain:
-        return Constant(_constant_node(surgery, node, what), f"{surgery.homes[node.name]}:{tensor.name}")
+        value = _constant_node(surgery, node, what)
+        return Constant(_wide(value), f"{surgery.homes[node.name]}:{tensor.name}", value.dtype)
     if node.op == "DequantizeLinear":
         raise Refusal(f"its {what} is quantized: it stands behind DequantizeLinear")
     unpack = _UNPACK.get(node.op) if not node.domain else None
@@ -70,9 +76,16 @@ def constant(surgery: Surgery, tensor: gs.Tensor, what: str = "weight") -> Const
     inner = constant(surgery, node.inputs[0], what)
     arguments = [_argument(surgery, t) for t in node.inputs[1:]]
     value = unpack(inner.value, surgery.attributes(node), arguments)
+    dtype = value.dtype if node.op == "Cast" else inner.dtype
+    value = _wide(value)
     shape = "x".join(map(str, value.shape))
     axes = surgery.attributes(node).get("perm", "") if node.op == "Transpose" else ""
-    return Constant(value, inner.key if node.op == "Identity" else f"{inner.key}>{node.op}{axes}:{shape}:{value.dtype}")
+    key = inner.key if node.op == "Identity" else f"{inner.key}>{node.op}{axes}:{shape}:{dtype}"
+    return Constant(value, key, dtype)
+
+
+def _wide(value: Array) -> Array:
+    return value.astype(np.float32) if value.dtype == np.float16 else value
 
 
 def _argument(surgery: Surgery, tensor: gs.Tensor) -> Array | None:

@@ -22,7 +22,7 @@ from passes.onnx_constants import Refusal
 from passes.onnx_emit import emit
 from passes.onnx_sites import KIN, Reading, StaticDims, read
 from passes.onnx_surgery import Surgery
-from passes.onnx_weights import Weight
+from passes.onnx_weights import Weight, release
 from passes.onnx_workload import Workload
 
 
@@ -121,6 +121,7 @@ class OnnxGraph:
     def replace(self, site: Site, chain: Chain) -> None:
         """Puts ``chain`` where ``site`` stood; new nodes are named ``<site>/<format>_<i>``. KeyError if it is gone."""
         emit(self._surgery, self._reading(site), chain)
+        release(site.stage.weight)
         self._session = None
 
     def affines(self) -> tuple[Affine, ...]:

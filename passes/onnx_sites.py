@@ -245,19 +245,11 @@ def _operand(surgery: Surgery, node: gs.Node) -> bool:
     return found[0] == 0
 
 
-@dataclass(frozen=True, eq=False)
-class _Floats:
-    value: Array
-    key: str
-    dtype: np.dtype[Any]
-
-
-def _floats(source: Constant) -> _Floats:
-    """The weight as float32 or float64, and the type it is stored in."""
-    dtype = source.value.dtype
-    if dtype.kind != "f":
-        raise Refusal(f"its weight is of type {dtype}")
-    return _Floats(source.value.astype(np.float32) if dtype.itemsize < 4 else source.value, source.key, dtype)
+def _floats(source: Constant) -> Constant:
+    """The weight, which must be of floats."""
+    if source.dtype.kind != "f":
+        raise Refusal(f"its weight is of type {source.dtype}")
+    return source
 
 
 def _bias(surgery: Surgery, node: gs.Node, index: int) -> Array | None:

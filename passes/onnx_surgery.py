@@ -10,17 +10,21 @@ written file keeps its symbolic ones.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from passes.core.site import Array
-from passes.onnx_weights import Weight
+from passes.onnx_weights import Weight, spilled
 
+LARGE_BYTES = 1 << 28
+"""From this size of external data on, a network is not brought into memory."""
+SPILLED_BYTES = 1 << 20
 MAIN = ""
 """Path of the main graph's scope."""
 
@@ -61,10 +65,15 @@ class Surgery:
     """Tensors that something refers to in a way graphsurgeon does not see; they must stay as they are."""
     emitted: dict[tuple[str, str], str] = field(default_factory=dict)
     """Scope path and digest of an emitted constant -> its name."""
+    spills: bool = False
+    """Emitted constants go to temporary files: the network is too large to hold what replaces it in memory."""
 
     @classmethod
-    def from_model(cls, model: ModelProto, folder: Path | None = None) -> Surgery:
-        """Takes a checked model apart; ``folder`` is where its external data lies."""
+    def from_model(cls, model: ModelProto, folder: Path | None = None, large_bytes: int = LARGE_BYTES) -> Surgery:
+        """Takes a checked model apart; ``folder`` is where its external data lies.
+
+        From ``large_bytes`` of external data on, constants that are added later go to temporary files.
+        """
         head = _without(model, ("graph",))
         parts = _Parts(folder)
         shell = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
@@ -74,6 +83,8 @@ class Surgery:
         surgery = cls(head, {}, parts.messages, parts.homes, parts.names, frozenset(parts.pinned))
         surgery._adopt(root, MAIN, None, (), parts)
         surgery._adopt_weights(parts)
+        mapped = [w for weights in parts.weights.values() for w in weights.values() if isinstance(w.array, np.memmap)]
+        surgery.spills = sum(weight.size_bytes for weight in mapped) >= large_bytes
         return surgery
 
     def _adopt(self, graph: gs.Graph, path: str, parent: Scope | None, owners: tuple[str, ...], parts: _Parts) -> None:
@@ -100,8 +111,13 @@ class Surgery:
 
     def clone(self) -> Surgery:
         """An independent copy; messages and weights are shared, since nobody writes into them."""
-        copy = Surgery(
-            self.head, {}, dict(self.messages), dict(self.homes), set(self.names), self.pinned, dict(self.emitted)
+        copy = replace(
+            self,
+            scopes={},
+            messages=dict(self.messages),
+            homes=dict(self.homes),
+            names=set(self.names),
+            emitted=dict(self.emitted),
         )
         tensors: dict[int, gs.Tensor] = {}
 
@@ -228,6 +244,8 @@ class Surgery:
 
     def add_weight(self, scope: Scope, base: str, array: Array) -> gs.Constant:
         """A constant for ``array`` in the scope; an equal one that was added before serves again."""
+        if self.spills and array.nbytes >= SPILLED_BYTES:
+            array = spilled(array)
         weight = Weight.from_array("", array)
         key = (scope.path, weight.digest())
         known = scope.weights.get(self.emitted.get(key, ""))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import tempfile
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
@@ -56,6 +57,7 @@ class Weight(LazyValues):  # type: ignore[misc]
         self.dtype = header.data_type if array is None else array.dtype
         self.nbytes = message.ByteSize() if message is not None else int(array.nbytes)  # type: ignore[union-attr]
         self._digest = ""
+        self._wide: Array | None = None
 
     @classmethod
     def from_tensor(cls, tensor: TensorProto, folder: Path | None = None) -> Weight:
@@ -111,6 +113,19 @@ class Weight(LazyValues):  # type: ignore[misc]
             raise ValueError(f"values of type {self.type_name} cannot be read as an array")
         return self.array
 
+    def floats(self) -> Array:
+        """The values in a type that can be calculated with: half precision becomes single, exactly.
+
+        What lies in a file stays out of memory: the wide copy lies in a temporary one.
+        """
+        assert self.array is not None
+        if self.array.dtype != np.float16:
+            return self.array
+        if self._wide is None:
+            mapped = isinstance(self.array, np.memmap)
+            self._wide = spilled(self.array, np.float32) if mapped else self.array.astype(np.float32)
+        return self._wide
+
     def chunks(self) -> Iterator[memoryview]:
         """The values as little-endian bytes, a few MiB at a time, so that a mapped file never has to be resident."""
         assert self.array is not None
@@ -143,6 +158,23 @@ class Weight(LazyValues):  # type: ignore[misc]
                     sha.update(chunk)
             self._digest = sha.hexdigest()
         return self._digest
+
+
+def spilled(array: Array, dtype: Any = None) -> Array:
+    """A copy in an unnamed temporary file, mapped; ``dtype`` converts on the way. For what the memory may not hold."""
+    dtype = np.dtype(dtype or array.dtype)
+    if array.size == 0:
+        return np.empty(array.shape, dtype)
+    with tempfile.TemporaryFile(prefix="rankc-") as file:
+        file.truncate(array.size * dtype.itemsize)
+        out = np.memmap(file, dtype, "r+", shape=array.shape)
+    flat, target = array.reshape(-1), out.reshape(-1)
+    step = CHUNK_BYTES // dtype.itemsize
+    for start in range(0, flat.size, step):
+        target[start : start + step] = flat[start : start + step]
+        release(out)
+        release(array)
+    return out
 
 
 def release(array: Array) -> None:
@@ -178,7 +210,7 @@ def internalised(tensor: TensorProto, folder: Path | None) -> TensorProto:
     out = TensorProto()
     out.CopyFrom(tensor)
     out.ClearField("external_data")
-    out.data_location = TensorProto.DEFAULT
+    out.ClearField("data_location")
     with ((folder or Path()) / info.location).open("rb") as file:
         file.seek(info.offset or 0)
         out.raw_data = file.read(info.length) if info.length else file.read()

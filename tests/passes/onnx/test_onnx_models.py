@@ -157,7 +157,7 @@ def test_shapes_bind_symbolic_dimensions_for_pricing_alone(tmp_path: Path) -> No
 
 def test_names_of_sites_in_bodies_show_the_path() -> None:
     sites = OnnxGraph.read(MODELS / "silero_vad.onnx").sites().sites
-    assert all(site.in_body and "/then_branch/" in site.name or "/else_branch/" in site.name for site in sites)
+    assert all(site.in_body and ("/then_branch/" in site.name or "/else_branch/" in site.name) for site in sites)
 
 
 def test_replacing_never_serialises_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
