@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from accel_sim.jit import compiled
 from accel_sim.pricing.array import INPUT_STATIONARY, OUTPUT_STATIONARY, WEIGHT_STATIONARY, ceil_div
-from accel_sim.pricing.candidate import FILTERS_FIRST, bound_cycles, fits, input_sum
+from accel_sim.pricing.candidate import FILTERS_FIRST, TOTALS, bound_cycles, fits, input_sum, sum_tiles
 from accel_sim.pricing.tiling import (
     IMAGES,
+    merge_tiles,
     multiples,
     position_tile_count,
     position_tiles,
@@ -63,6 +64,7 @@ def list_candidates(
     positions: NDArray[np.int64],
     inputs: NDArray[np.int64],
     segments: NDArray[np.int64],
+    times: NDArray[np.int64],
     prices: NDArray[Any],
     bounds: NDArray[np.int64],
 ) -> int:
@@ -74,6 +76,7 @@ def list_candidates(
     sizes = np.empty(_GRID, np.int64)
     tile_filters = np.empty(_GRID, np.int64)
     tile_channels = np.empty(_GRID, np.int64)
+    totals = np.empty(INPUT_STATIONARY + 1, TOTALS)
     found = 0
     for at in range(_packs(layer, machine, packs)):
         pack = packs[at]
@@ -85,16 +88,31 @@ def list_candidates(
                 if position_tile_count(layer, level, sizes[s]) > positions.size:
                     continue
                 count = position_tiles(layer, level, sizes[s], positions, inputs, segments)
-                most_inputs = inputs[0]
-                for i in range(count):
-                    most_inputs = max(most_inputs, inputs[i])
                 tiles = count if level == IMAGES else count * layer.batch
+                kinds = merge_tiles(count, positions, inputs, segments, times)
+                most_inputs = inputs[0]
+                for i in range(kinds):
+                    most_inputs = max(most_inputs, inputs[i])
                 for ci in range(channel_sizes):
-                    once = input_sum(layer, machine, pack, level, tile_channels[ci], count, inputs, segments)
+                    once = input_sum(layer, machine, pack, level, tile_channels[ci], kinds, inputs, segments, times)
                     for fi in range(filter_sizes):
-                        for order in range(2):
-                            if order == FILTERS_FIRST and (tiles == 1 or tile_filters[fi] == filters):
-                                continue  # one loop is empty: the same as positions first
+                        if found + 2 * 2 * (INPUT_STATIONARY + 1) > prices.size:
+                            return -1
+                        price = prices[found]
+                        price.level, price.tile_size, price.pack = level, sizes[s], pack
+                        price.tile_filters, price.tile_channels = tile_filters[fi], tile_channels[ci]
+                        price.hold_input = price.hold_weights = 0
+                        if not fits(layer, machine, price, positions[0], most_inputs, tiles):
+                            continue  # to hold anything takes more room
+                        for dataflow in range(INPUT_STATIONARY + 1):
+                            if _runs(machine, dataflow):
+                                price.dataflow = dataflow
+                                sum_tiles(
+                                    layer, machine, price, kinds, positions, inputs, segments, times, totals[dataflow]
+                                )
+                        # With one loop empty, filters first is the same as positions first.
+                        one_loop = tiles == 1 or tile_filters[fi] == filters
+                        for order in range(1 if one_loop else FILTERS_FIRST + 1):
                             taken = False
                             # Hold both operands, the input, the weights, neither. Holding leaves transfers out, so
                             # it is never slower where it fits, and less of it need not be tried.
@@ -102,28 +120,20 @@ def list_candidates(
                                 if hold == 3 and taken:
                                     break
                                 first = found
-                                if found + INPUT_STATIONARY >= prices.size:
-                                    return -1
                                 for dataflow in range(INPUT_STATIONARY + 1):
                                     if not _runs(machine, dataflow):
                                         continue
                                     price = prices[found]
-                                    price.dataflow = dataflow
-                                    price.order = order
-                                    price.level = level
-                                    price.tile_size = sizes[s]
-                                    price.tile_filters = tile_filters[fi]
-                                    price.tile_channels = tile_channels[ci]
-                                    price.pack = pack
+                                    price.dataflow, price.order = dataflow, order
+                                    price.level, price.tile_size, price.pack = level, sizes[s], pack
+                                    price.tile_filters, price.tile_channels = tile_filters[fi], tile_channels[ci]
                                     price.hold_input = 1 if hold < 2 else 0
                                     price.hold_weights = 1 if hold % 2 == 0 else 0
-                                    if found == first and not fits(
+                                    if (hold < 3 and found == first) and not fits(
                                         layer, machine, price, positions[0], most_inputs, tiles
                                     ):
                                         break
-                                    bounds[found] = bound_cycles(
-                                        layer, machine, price, count, positions, inputs, segments, once
-                                    )
+                                    bounds[found] = bound_cycles(layer, machine, price, tiles, once, totals[dataflow])
                                     found += 1
                                 taken = taken or found > first
                                 if hold == 0 and taken:

@@ -13,14 +13,16 @@ from numpy.typing import NDArray
 
 from accel_sim.jit import compiled
 from accel_sim.pricing.array import ceil_div, gemm_accumulator_writes, gemm_input_reads, gemm_weight_reads
-from accel_sim.pricing.candidate import PRICE, bound_cycles, fill_steps, input_sum
+from accel_sim.pricing.candidate import PRICE, TOTALS, bound_cycles, fill_steps, input_sum, sum_tiles
 from accel_sim.pricing.candidates import list_candidates
 from accel_sim.pricing.pipeline import pipeline_cycles
-from accel_sim.pricing.tiling import IMAGES, MAX_TILES_PER_IMAGE, position_tiles
+from accel_sim.pricing.tiling import IMAGES, MAX_TILES_PER_IMAGE, merge_tiles, position_tiles
 
 
 @compiled
-def _count_accesses(layer: Any, machine: Any, price: Any, count: int, positions: NDArray[np.int64]) -> None:
+def _count_accesses(
+    layer: Any, machine: Any, price: Any, kinds: int, positions: NDArray[np.int64], times: NDArray[np.int64]
+) -> None:
     """Fills ``price``'s scratchpad and accumulator traffic: what the array reads, what the DMA and the array write."""
     channels, filters, groups = layer.channels * price.pack, layer.filters * price.pack, layer.groups // price.pack
     repeats = 1 if price.level == IMAGES else layer.batch
@@ -31,16 +33,16 @@ def _count_accesses(layer: Any, machine: Any, price: Any, count: int, positions:
     reads = 0
     partial_sums = 0
     results = 0
-    for i in range(count):
+    for i in range(kinds):
         m = positions[i]
-        results += m * filters
+        results += times[i] * m * filters
         for part in range(4):
             n = n_last if part % 2 else price.tile_filters
             k = (c_last if part // 2 else price.tile_channels) * layer.taps
-            times = (1 if part % 2 else filter_tiles - 1) * (1 if part // 2 else channel_tiles - 1)
-            reads += times * gemm_input_reads(dataflow, rows, columns, m, k, n)
-            reads += times * gemm_weight_reads(dataflow, rows, columns, m, k, n)
-            partial_sums += times * gemm_accumulator_writes(dataflow, rows, columns, m, k, n)
+            tiles = times[i] * (1 if part % 2 else filter_tiles - 1) * (1 if part // 2 else channel_tiles - 1)
+            reads += tiles * gemm_input_reads(dataflow, rows, columns, m, k, n)
+            reads += tiles * gemm_weight_reads(dataflow, rows, columns, m, k, n)
+            partial_sums += tiles * gemm_accumulator_writes(dataflow, rows, columns, m, k, n)
     scale = repeats * groups
     price.scratchpad_read_bytes = reads * scale * machine.data_bytes
     price.scratchpad_write_bytes = price.input_bytes + price.weight_bytes
@@ -83,10 +85,10 @@ def _search_each(
 ) -> int:
     """Prices the layers from ``begin`` on; gives the one for which ``candidates`` has not room enough, or the end."""
     machine = machines[0]
-    positions, inputs, segments = tile_scratch[0], tile_scratch[1], tile_scratch[2]
+    positions, inputs, segments, times = tile_scratch[0], tile_scratch[1], tile_scratch[2], tile_scratch[3]
     for at in range(begin, layers.size):
         layer = layers[at]
-        found = list_candidates(layer, machine, positions, inputs, segments, candidates, bounds)
+        found = list_candidates(layer, machine, positions, inputs, segments, times, candidates, bounds)
         if found < 0:
             return at
         winner = -1
@@ -114,7 +116,8 @@ def _search_each(
         price = prices[at]
         price.cycles = fewest
         count = position_tiles(layer, price.level, price.tile_size, positions, inputs, segments)
-        _count_accesses(layer, machine, price, count, positions)
+        kinds = merge_tiles(count, positions, inputs, segments, times)
+        _count_accesses(layer, machine, price, kinds, positions, times)
     return layers.size
 
 
@@ -123,21 +126,26 @@ def _run_each(
     layers: NDArray[Any], machines: NDArray[Any], prices: NDArray[Any], tile_scratch: NDArray[np.int64]
 ) -> None:
     machine = machines[0]
-    positions, inputs, segments = tile_scratch[0], tile_scratch[1], tile_scratch[2]
+    positions, inputs, segments, times = tile_scratch[0], tile_scratch[1], tile_scratch[2], tile_scratch[3]
+    totals = np.empty(1, TOTALS)
     for i in range(layers.size):
         layer, price = layers[i], prices[i]
         count = position_tiles(layer, price.level, price.tile_size, positions, inputs, segments)
-        once = input_sum(layer, machine, price.pack, price.level, price.tile_channels, count, inputs, segments)
-        bound_cycles(layer, machine, price, count, positions, inputs, segments, once)
+        tiles = count if price.level == IMAGES else count * layer.batch
+        kinds = merge_tiles(count, positions, inputs, segments, times)
+        once = input_sum(layer, machine, price.pack, price.level, price.tile_channels, kinds, inputs, segments, times)
+        sum_tiles(layer, machine, price, kinds, positions, inputs, segments, times, totals[0])
+        bound_cycles(layer, machine, price, tiles, once, totals[0])
+        _count_accesses(layer, machine, price, kinds, positions, times)
+        count = position_tiles(layer, price.level, price.tile_size, positions, inputs, segments)
         price.cycles = _run(layer, machine, price, count, positions, inputs, segments)
-        _count_accesses(layer, machine, price, count, positions)
 
 
 def _tile_scratch(layers: NDArray[Any]) -> NDArray[np.int64]:
     """Room for the tiles of the largest layer: single positions of an image, or images."""
     per_image = layers["out_d"] * layers["out_h"] * layers["out_w"]
     room = max(np.minimum(per_image, MAX_TILES_PER_IMAGE).max(initial=1), layers["batch"].max(initial=1))
-    return np.empty((3, int(room)), np.int64)
+    return np.empty((4, int(room)), np.int64)
 
 
 def price_layers(layers: NDArray[Any], machine: NDArray[Any]) -> NDArray[Any]:

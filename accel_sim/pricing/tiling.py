@@ -145,6 +145,27 @@ def position_tiles(
 
 
 @compiled
+def merge_tiles(
+    count: int,
+    positions: NDArray[np.int64],
+    inputs: NDArray[np.int64],
+    segments: NDArray[np.int64],
+    times: NDArray[np.int64],
+) -> int:
+    """Merges equal neighbours of :func:`position_tiles` in place, ``times`` saying how many; gives what is left."""
+    kinds = 0
+    times[0] = 1
+    for i in range(1, count):
+        if positions[i] == positions[kinds] and inputs[i] == inputs[kinds] and segments[i] == segments[kinds]:
+            times[kinds] += 1
+            continue
+        kinds += 1
+        positions[kinds], inputs[kinds], segments[kinds] = positions[i], inputs[i], segments[i]
+        times[kinds] = 1
+    return kinds + 1
+
+
+@compiled
 def burst_bytes(payload: int, burst: int) -> int:
     """Bytes that move for one contiguous piece of ``payload`` bytes: whole bursts."""
     return ceil_div(payload, burst) * burst
@@ -176,9 +197,9 @@ def map_bytes(elements: int, level: int, segments: int, channels: int, whole: bo
 
 
 @compiled
-def weight_piece_bytes(layer: Any, machine: Any, channels: int, filters: int, first: bool) -> int:
-    """Bytes moved for the weights of one tile; the first tile along K brings the biases."""
+def weight_piece_bytes(layer: Any, machine: Any, channels: int, filters: int, bias: int) -> int:
+    """Bytes moved for the weights of one tile; ``bias`` 1 for the first tile along K, which brings the biases."""
     payload = channels * layer.taps * filters * machine.data_bytes
-    if first and layer.bias:
+    if bias:
         payload += filters * machine.accumulator_bytes
     return burst_bytes(payload, machine.burst)

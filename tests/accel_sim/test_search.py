@@ -50,7 +50,7 @@ def layers(draw: st.DrawFn) -> Layer:
 def candidates(layer: Layer, spec: MachineSpec) -> tuple[np.ndarray, np.ndarray]:
     """All candidates and their bounds."""
     table, machine = layer_table([layer.row()]), machine_record(spec)
-    scratch = np.empty((3, 4096), np.int64)
+    scratch = np.empty((4, 4096), np.int64)
     prices, bounds = np.zeros(1 << 15, PRICE), np.zeros(1 << 15, np.int64)
     found = list_candidates(table[0], machine[0], *scratch, prices, bounds)
     assert found >= 0
