@@ -25,7 +25,7 @@ def _best_chunks(input_bytes: int, output_bytes: int, operations: int, machine: 
     """(cycles, DRAM bytes, chunks) of the best equal cut that fits the memories; cycles -1 where none does."""
     best_cycles, best_bytes, best_chunks = -1, 0, 0
     chunks = 1
-    while chunks <= _MOST_CHUNKS:
+    while chunks == 1 or (chunks <= _MOST_CHUNKS and max(input_bytes, output_bytes) > machine.burst * (chunks // 2)):
         held = min(machine.buffers, chunks)
         room = held * ceil_div(input_bytes, chunks) <= machine.input_bytes
         if room and held * ceil_div(output_bytes, chunks) <= machine.accumulator_capacity:
@@ -45,8 +45,6 @@ def _best_chunks(input_bytes: int, output_bytes: int, operations: int, machine: 
             )
             if best_cycles < 0 or (cycles, moved) < (best_cycles, best_bytes):
                 best_cycles, best_bytes, best_chunks = cycles, moved, chunks
-            elif cycles > best_cycles + best_cycles // 4:
-                break  # more chunks only add latencies from here on
         chunks *= 2
     return best_cycles, best_bytes, best_chunks
 
