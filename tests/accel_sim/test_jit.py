@@ -59,5 +59,5 @@ def test_compiled_functions_run_with_and_without_a_cache(
 
     doubled = twice(21)
     assert doubled == 42
-    assert numba.config.CACHE_DIR == setting
+    assert setting == numba.config.CACHE_DIR
     assert any(tmp_path.rglob("*.nbi")) == cached
