@@ -161,6 +161,8 @@ def _fit(
     flat = weight.reshape(*weight.shape[:2], -1)
     clamps = target.epilogue.low is not None or target.epilogue.high is not None
     gram = moments.ridge(options.ridge)
+    stages: tuple[Stage, ...] = ()
+    composed, bias = flat, np.zeros(flat.shape[:2])
     for sweep in range(1 + (options.sweeps if clamps else 0)):
         if sweep:
             predicted = np.matmul(columns, composed.swapaxes(1, 2).astype(columns.dtype)) + bias[:, None, :]
@@ -168,7 +170,7 @@ def _fit(
         goal = regress(flat, moments, options.ridge)
         problem = FitProblem(goal.reshape(weight.shape), gram, root)
         if choice.format is None:
-            stages: tuple[Stage, ...] = (replace(stage, weight=goal.reshape(stage.weight.shape), bias=None),)
+            stages = (replace(stage, weight=goal.reshape(stage.weight.shape), bias=None),)
         elif sweep:
             stages = alternate(refit_tail(stages, problem), problem, rounds=2)
         else:

@@ -93,24 +93,22 @@ class Stepper:
                     order.append(nodes[index])
                     continue
                 stack.append((index, True))
-                needs = sorted(
-                    {producer[n] for n in reads(nodes[index]) if n in producer}, key=lambda i: (depth[i], i)
-                )
+                needs = sorted({producer[n] for n in reads(nodes[index]) if n in producer}, key=lambda i: (depth[i], i))
                 stack.extend((i, False) for i in reversed(needs) if i not in done)
         return order
 
     def _epilogue(self, site: Site) -> Epilogue:
         readers: dict[str, list[NodeProto]] = {}
-        for node in self.nodes:
-            for name in reads(node):
-                readers.setdefault(name, []).append(node)
+        for reader in self.nodes:
+            for read in reads(reader):
+                readers.setdefault(read, []).append(reader)
         name, skip = site.output, None
 
         def only(tensor: str) -> NodeProto | None:
             users = readers.get(tensor, [])
             return users[0] if len(users) == 1 and tensor not in self.outputs else None
 
-        node = only(name)
+        node: NodeProto | None = only(name)
         if node is not None and node.op_type == "Add":
             other = node.input[1] if node.input[0] == name else node.input[0]
             if other in self.constants or other == name:

@@ -185,15 +185,18 @@ def slice_(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] |
     x, *rest = inputs
     assert x is not None
     if rest:
-        starts, ends, axes, steps = [None if v is None else v.tolist() for v in [*rest, None, None][:4]]
+        given = [None if v is None else v.tolist() for v in rest]
+        starts, ends = given[0] or [], given[1] or []
+        axes, steps = [*given[2:], None, None][:2]
     else:
-        starts, ends, axes, steps = attributes.get("starts", []), attributes.get("ends", []), None, None
-        axes = attributes.get("axes", None)
+        starts, ends = attributes.get("starts", []), attributes.get("ends", [])
+        axes, steps = attributes.get("axes", None), None
+    axes = axes or list(range(len(starts)))
     steps = steps or [1] * len(starts)
-    if any(s < 1 for s in steps):
+    if any(step < 1 for step in steps):
         return None
     index = [slice(None)] * x.ndim
-    for start, end, axis, step in zip(starts, ends, axes or range(len(starts)), steps, strict=True):
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         index[axis] = slice(start, end, step)
     return [x[tuple(index)]]
 
@@ -209,7 +212,9 @@ def pad(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | No
 
 
 def leaky_relu(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
-    return [F.leaky_relu(inputs[0], attributes.get("alpha", 0.01))]
+    x = inputs[0]
+    assert x is not None
+    return [F.leaky_relu(x, attributes.get("alpha", 0.01))]
 
 
 def prelu(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:

@@ -102,7 +102,9 @@ def divergence(outputs: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -
     total, count = 0.0, 0
     for name, a in reference.items():
         if a.is_floating_point():
-            total += float((outputs[name].double() - a.double()).square().sum() / a.double().square().sum().clamp_min(1e-30))
+            wanted = a.double()
+            missed = (outputs[name].double() - wanted).square().sum()
+            total += float(missed / wanted.square().sum().clamp_min(1e-30))
             count += 1
     return total / max(count, 1)
 

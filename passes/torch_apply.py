@@ -23,8 +23,8 @@ def apply_stage(stage: Stage, x: Tensor, weight: Tensor | None = None, bias: Ten
     if n == 0:
         if g.groups == 1:
             return F.linear(x, weight, bias)
-        y = torch.einsum("ngi,goi->ngo", x.reshape(x.shape[0], g.groups, -1), weight.reshape(g.groups, -1, weight.shape[1]))
-        y = y.reshape(x.shape[0], -1)
+        grouped = weight.reshape(g.groups, -1, weight.shape[1])
+        y = torch.einsum("ngi,goi->ngo", x.reshape(x.shape[0], g.groups, -1), grouped).reshape(x.shape[0], -1)
         return y if bias is None else y + bias
     begin, end = g.pads[:n], g.pads[n:]
     if g.transposed:

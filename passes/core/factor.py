@@ -37,7 +37,8 @@ class Decomposition(Protocol):
 class FactorFormat(Protocol):
     """A way to write a stage as a chain. Stateless; arrays only."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def full_rank(self, stage: Stage) -> Rank | None:
         """The largest rank per group, or None where the format does not apply to the stage."""

@@ -129,6 +129,7 @@ def refit_last_two(stages: Sequence[Stage], problem: FitProblem) -> tuple[Stage,
     For a chain of two this is the optimum of the whole chain, for Tucker-2 that of core and output factor.
     """
     *before, middle, last = stages
+    normal: Array | None
     if any(k != 1 for k in last.geometry.kernel):
         return refit_last(stages, problem)
     rank = last.weight.shape[1]

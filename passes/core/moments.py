@@ -54,7 +54,7 @@ class Moments:
         return np.asarray(self.gram + (strength * level)[:, None, None] * np.eye(k))
 
 
-def _product(a: Array, b: Array, block: int = 16384) -> Array:
+def _product(a: Array, b: Array, block: int = 65536) -> Array:
     """a' b over samples, per group: float32 products of blocks, summed in float64."""
     out = np.zeros((a.shape[0], a.shape[2], b.shape[2]))
     for start in range(0, a.shape[1], block):

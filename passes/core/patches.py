@@ -44,9 +44,7 @@ def _plain(x: Array, geometry: Geometry) -> tuple[Array, Geometry]:
         stuffed[(slice(None), *(slice(None, None, s) for s in strides))] = x
         x = stuffed
         reach = [d * (k - 1) for d, k in zip(geometry.dilations, geometry.kernel, strict=True)]
-        pads = [
-            (reach[a] - begin, reach[a] - end + geometry.output_padding[a]) for a, (begin, end) in enumerate(pads)
-        ]
+        pads = [(reach[a] - begin, reach[a] - end + geometry.output_padding[a]) for a, (begin, end) in enumerate(pads)]
         strides = (1,) * n
     crop = tuple(slice(max(-b, 0), x.shape[a + 1] - max(-e, 0)) for a, (b, e) in enumerate(pads))
     x = x[(slice(None), *crop)]
@@ -70,9 +68,7 @@ def patches(x: Array, geometry: Geometry, rows: Array) -> Array:
     taps = list(product(*(range(k) for k in geometry.kernel)))
     out = np.empty((len(rows), channels, len(taps)), x.dtype)
     for index, tap in enumerate(taps):
-        where = tuple(
-            a * s + t * d for a, s, t, d in zip(at, plain.strides, tap, plain.dilations, strict=True)
-        )
+        where = tuple(a * s + t * d for a, s, t, d in zip(at, plain.strides, tap, plain.dilations, strict=True))
         slot = len(taps) - 1 - index if geometry.transposed else index
         out[:, :, slot] = padded[(image, *where)]
     return np.ascontiguousarray(out.reshape(len(rows), groups, -1).swapaxes(0, 1))

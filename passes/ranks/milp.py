@@ -80,7 +80,7 @@ class _Model:
         rows = np.repeat(np.arange(len(counts)), counts)
         self.choose = coo_array((np.ones(self.size), (rows, np.arange(self.size))), shape=(len(counts), self.size))
         self.errors = np.array([o.error for s in problem.sites for o in s.options], dtype=float)
-        self._costs = {m: np.concatenate([[]] + problem.costs(m)) for m in problem.budgets}
+        self._costs = {m: np.concatenate([[], *problem.costs(m)]) for m in problem.budgets}
 
     def objective(self) -> Array:
         name = self.problem.objective
@@ -114,9 +114,7 @@ class _Model:
         """By how much each limit must be exceeded when the summed relative excess is least."""
         names = list(limits)
         total = self.size + len(names)
-        choose = coo_array(
-            (self.choose.data, self.choose.coords), shape=(self.choose.shape[0], total)
-        )
+        choose = coo_array((self.choose.data, self.choose.coords), shape=(self.choose.shape[0], total))
         constraints: list[Any] = [LinearConstraint(csr_array(choose), 1, 1)]
         for index, metric in enumerate(names):
             row = np.zeros(total)
@@ -141,12 +139,14 @@ class _Model:
     def _run(
         self, weights: Array, constraints: list[Any], upper: Array, binaries: int, gap: float, limit: float | None
     ) -> Any:
-        integrality = np.zeros(len(weights))
+        integrality = np.zeros(len(weights), dtype=np.int64)
         integrality[:binaries] = 1
-        options: dict[str, Any] = {"mip_rel_gap": gap}
+        options: Any = {"mip_rel_gap": gap}
         if limit is not None:
             options["time_limit"] = limit
-        result = milp(weights, constraints=constraints, bounds=Bounds(0, upper), integrality=integrality, options=options)
+        result = milp(
+            weights, constraints=constraints, bounds=Bounds(0, upper), integrality=integrality, options=options
+        )
         if result.status == _INFEASIBLE:
             return None
         if result.x is None:

@@ -51,7 +51,10 @@ class RankProblem:
         """sha256 over everything that a solver sees; a plan carries it."""
         text = json.dumps(
             [
-                [[s.site, [[o.format, o.rank, sorted(o.costs.items()), o.error] for o in s.options]] for s in self.sites],
+                [
+                    [site.site, [[o.format, o.rank, sorted(o.costs.items()), o.error] for o in site.options]]
+                    for site in self.sites
+                ],
                 sorted(self.fixed.items()),
                 sorted(self.budgets.items()),
                 self.objective,

@@ -24,9 +24,7 @@ class UniformSolver:
             raise ValueError("uniform ranks need a budget")
         metric = next(iter(problem.budgets))
         table = problem.costs(metric)
-        dense = [
-            next(o.costs[metric] for o in s.options if o.format == "dense") for s in problem.sites
-        ]
+        dense = [next(o.costs[metric] for o in s.options if o.format == "dense") for s in problem.sites]
         fractions = np.unique(np.concatenate([c / max(d, 1e-30) for c, d in zip(table, dense, strict=True)]))
         picks = self._at(problem, metric, dense, 0.0)
         met = False

@@ -8,16 +8,14 @@ from passes.core.formats.spatial_svd import SpatialSvd
 from passes.core.formats.svd import Svd
 from passes.core.formats.tucker2 import Tucker2
 
-FORMATS: dict[str, FactorFormat] = {
-    format.name: format
-    for format in (
-        Svd(),
-        ChannelSvdOut(),
-        ChannelSvdIn(),
-        SpatialSvd(name="spatial_svd_vh"),
-        SpatialSvd(name="spatial_svd_hv"),
-        Tucker2(),
-    )
-}
+_ALL: tuple[FactorFormat, ...] = (
+    Svd(),
+    ChannelSvdOut(),
+    ChannelSvdIn(),
+    SpatialSvd(name="spatial_svd_vh"),
+    SpatialSvd(name="spatial_svd_hv"),
+    Tucker2(),
+)
+FORMATS: dict[str, FactorFormat] = {format.name: format for format in _ALL}
 
 __all__ = ["FORMATS", "ChannelSvdIn", "ChannelSvdOut", "SpatialSvd", "Svd", "Tucker2"]

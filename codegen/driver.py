@@ -1,0 +1,343 @@
+"""The pipeline, top to bottom.
+
+read -> canonicalize -> sites -> candidates -> price and error -> solve -> factorize -> verify
+     -> price the whole network -> (tighten, solve again) -> emit -> report
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from threadpoolctl import threadpool_limits
+
+from codegen.checkpoint import RunKey, file_sha256
+from codegen.config import LowerConfig
+from codegen.dataset import Dataset, load, random_inputs
+from codegen.events import Events, RecordingEvents
+from codegen.report.build import Verification
+from codegen.result import InspectRow, LowerResult
+from codegen.results import NO_GAIN, Facts, write_results
+from codegen.search import (
+    EFFORTS,
+    Attempt,
+    Selection,
+    Space,
+    affordable,
+    build_space,
+    calibration_count,
+    carry_out,
+    fastest_within,
+    feeds_of,
+    outputs_under,
+    relative_error,
+)
+from codegen.target import Target, parse_target
+from codegen.tvm_check import difference
+from codegen.workspace import Workspace, check_output
+from passes import registry
+from passes.core.cost import Cost
+from passes.correct import Choice, Correction
+from passes.drop_dead_code import DropDeadCode
+from passes.drop_identities import DropIdentities
+from passes.errors import InputError, UsageError, VerificationError
+from passes.factorize import Factorize
+from passes.fold_batchnorm import FoldBatchNorm
+from passes.fuse_pointwise import FusePointwise
+from passes.instruments import DumpIR
+from passes.manager import PassManager
+from passes.onnx_graph import OnnxGraph
+from passes.onnx_stepper import Stepper
+from passes.ranks.candidates import candidates
+from passes.ranks.problem import RankPlan
+
+
+def lower(config: LowerConfig, events: Events) -> LowerResult:
+    """Carries out one run and writes its output folder, whole or not at all.
+
+    Raises RankcError for everything that a person can mend; ``missed`` in the result means exit code 3.
+    """
+    if config.output is None:
+        raise UsageError("no output folder: give -o DIR")
+    run = RecordingEvents(events)
+    check_output(config.output, force=config.force, resume=config.resume)
+    target = parse_target(config.target)
+    with run.stage("read"):
+        original = OnnxGraph.read(config.model, config.shapes)
+        data = _data(config.calib, original, config)
+        evaluation = None if config.eval is None else load(config.eval, original.inputs, None)
+    for note in original.notes:
+        run.note(f"{note.node}: {note.reason}")
+    key = RunKey(
+        config.run_options(),
+        {"model": file_sha256(config.model), **{n: file_sha256(p) for n, p in config.input_files().items()}},
+        target.versions,
+    )
+    with (
+        threadpool_limits(limits=1, user_api="blas"),  # small products: threads cost more than they bring
+        Workspace(config.output, key, force=config.force, resume=config.resume, events=run) as workspace,
+    ):
+        network = original.clone()
+        with run.stage("canonicalize"):
+            instruments = [] if config.dump_ir is None else [DumpIR(workspace.place(config.dump_ir))]
+            canonical = PassManager([DropIdentities(), FoldBatchNorm(), DropDeadCode()], instruments).run(network)
+        before = target.latency.network(original.workload())
+        search = _Search(config, target, network, data, before, run)
+        found = search.run(workspace)
+        with run.stage("rewrite"):
+            rewritten = network.clone()
+            passes = [Factorize(found.chains), FusePointwise(target.latency), DropDeadCode()]
+            outcome = PassManager(passes, instruments).run(rewritten)
+            after = target.latency.network(rewritten.workload())
+            harm = _harm(before, after)
+            if harm:
+                run.warning(harm)
+                rewritten, after = original, before
+        with run.stage("verify"):
+            paths = rewritten.save(workspace.staging / "model.onnx")
+            check = _verify_written(paths[0], rewritten, search.samples(4))
+        emitted = target.emit(paths[0], workspace.staging, rewritten.input_shapes, search.samples(4), run)
+        accuracy: tuple[float | None, float | None] = (None, None)
+        if evaluation is not None and evaluation.labels is not None:
+            with run.stage("evaluate"):
+                accuracy = _accuracies(config.model, paths[0], evaluation)
+        assert search.space is not None
+        check = replace(check, binary=emitted.check)
+        facts = Facts(
+            config, target, run, search.space, found, search.trace, search.budgets, before, after, harm, check, emitted,
+            accuracy, (*canonical.notes, *outcome.notes), paths, search.data.source, len(search.data),
+            errors_bind=not search.budgets and config.plan is None,
+        )  # fmt: skip
+        report = write_results(facts, workspace.staging)
+        with run.stage("commit"):
+            workspace.commit()
+    return LowerResult(report, any(not b["met"] for b in report["budgets"]), config.output)
+
+
+def inspect(config: LowerConfig, events: Events) -> list[InspectRow]:
+    """What a run would do to each conv, linear and recurrent node, and why; computes no plan and writes nothing."""
+    graph = OnnxGraph.read(config.model, config.shapes)
+    target = parse_target(config.target)
+    PassManager([DropIdentities(), FoldBatchNorm(), DropDeadCode()]).run(graph)
+    scan = graph.sites()
+    formats = _formats(config.formats)
+    sites, left_out = Selection(config.include, config.exclude).of(scan.sites)
+    chosen = {site.name for site in sites}
+    found = candidates(sites, formats, target.latency, dict.fromkeys(chosen, 4), margin=config.margin)
+    rows = []
+    for site in scan.sites:
+        if site.name not in chosen:
+            continue
+        names = sorted({c.name for c in found[site.name][1:]})
+        if names:
+            best = min(c.cost.latency for c in found[site.name])
+            dense = found[site.name][0].cost.latency
+            text = f"{', '.join(names)}; down to {best / dense:.0%} of {dense:.0f} {target.latency.unit}"
+            rows.append(InspectRow(site.name, site.op, "rewritable", text))
+        else:
+            rows.append(InspectRow(site.name, site.op, "kept", NO_GAIN))
+    rows += [InspectRow(note.node, note.op, "kept", note.reason) for note in left_out]
+    rows += [InspectRow(note.node, note.op, "unsupported", note.reason) for note in scan.kept]
+    return rows
+
+
+def _formats(names: Sequence[str]) -> dict[str, Any]:
+    if not names:
+        return registry.FORMATS.load_all()[0]
+    return {name: registry.FORMATS.load(name) for name in names if name != "dense"}
+
+
+def _data(source: str | None, graph: OnnxGraph, config: LowerConfig) -> Dataset | None:
+    return None if source is None else load(source, graph.inputs, config.samples)
+
+
+class _Search:
+    """The rank search of one run: what it works on, and the plan that it ends with."""
+
+    def __init__(
+        self,
+        config: LowerConfig,
+        target: Target,
+        network: OnnxGraph,
+        data: Dataset | None,
+        before: Cost,
+        run: RecordingEvents,
+    ) -> None:
+        self.config, self.target, self.network, self.run_events = config, target, network, run
+        self.effort = EFFORTS[config.effort]
+        self.margin = target.latency.margin if config.margin is None else config.margin
+        self.before = before
+        self.budgets = {b.metric: b.limit(before, target.clock_hz) for b in config.parsed_budgets}
+        self.trace: list[dict[str, Any]] = []
+        self.space: Space | None = None
+        self.calibrated = data is not None
+        if data is None:
+            run.warning(
+                "no --calib data: factors follow the weights alone, and errors are judged on random inputs; "
+                "expect a lower accuracy than with a few hundred real samples"
+            )
+            data = random_inputs(network.inputs, network.input_shapes, 8, config.seed)
+        count = calibration_count(network.workload(), len(data))
+        if count < len(data):
+            run.note(f"calibration uses the first {count} of {len(data)} samples: more would exceed time or memory")
+        self.data = data.head(count)
+        self.correction = Correction(elements=self.effort.elements, sweeps=self.effort.sweeps, seed=config.seed)
+        self.stepper: Stepper | None = None
+
+    def samples(self, count: int) -> list[Mapping[str, Any]]:
+        """Up to ``count`` single inferences of the data."""
+        return list(self.data.head(count).batches(1))
+
+    def run(self, workspace: Workspace) -> Attempt:
+        """The best attempt; its chains are ready to be put into the network."""
+        solver = registry.SOLVERS.load(self.config.solver)
+        self.stepper = self._walkable()
+        calibrated = self.data if self.calibrated and self.stepper is not None else None
+        config = self.config
+        self.space = build_space(
+            self.network,
+            self.target.latency,
+            _formats(config.formats),
+            Selection(config.include, config.exclude, config.margin),
+            self.stepper,
+            calibrated,
+            self.effort,
+            self.correction,
+            self.run_events,
+        )
+        correction = self.correction if self.calibrated else None
+        if self.config.plan is not None:
+            attempt = self._replayed(self.config.plan)
+        elif self.budgets:
+            with self.run_events.stage("choose ranks"):
+                attempt, self.trace = affordable(self.space, solver, self.budgets, {}, self.effort)
+        elif self.stepper is None:
+            raise InputError(
+                f"{self.config.model}: without a budget the error of the output is what limits the ranks, and this "
+                "network cannot be walked layer by layer; give a budget such as --latency 60%"
+            )
+        else:
+            attempt, self.trace = fastest_within(
+                self.space, solver, self.config.max_error, self.stepper, self.data, correction, self.effort,
+                self.run_events,
+            )  # fmt: skip
+            return attempt
+        return carry_out(attempt, self.space, self.stepper, self.data, correction, self.run_events)
+
+    def _walkable(self) -> Stepper | None:
+        """A stepper over the sites, once it has shown that it computes what onnxruntime computes."""
+        scan = self.network.sites()
+        sites, _ = Selection(self.config.include, self.config.exclude).of(scan.sites)
+        with self.run_events.stage("check the walk"):
+            try:
+                stepper = Stepper(self.network.model(), sites)
+                sample = self.data.head(2)
+                walked = outputs_under(stepper, feeds_of(sample), {})
+                runs = [self.network.run(feeds) for feeds in sample.batches(1)]
+            except Exception as error:  # whatever an odd network provokes in torch or onnxruntime costs accuracy alone
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                self.run_events.warning(
+                    f"the network cannot be walked layer by layer, factors follow the weights alone: {reason}"
+                )
+                return None
+            names = [o.name for o in self.network.outputs]
+            reference = {
+                name: torch.cat([torch.from_numpy(np.array(outputs[i], ndmin=1)) for outputs in runs])
+                for i, name in enumerate(names)
+            }
+            walked = {name: torch.atleast_1d(walked[name]) for name in names}  # type: ignore[no-untyped-call]
+            same = all(walked[n].shape == reference[n].shape for n in names)
+            if not same or relative_error(walked, reference) > WALK_RELATIVE_L2:
+                self.run_events.warning(
+                    "the network cannot be walked layer by layer, factors follow the weights alone: "
+                    "a walk over several samples gives other outputs than single runs"
+                )
+                return None
+        return stepper
+
+    def _replayed(self, path: Path) -> Attempt:
+        """The attempt that a plan.json describes. InputError where it does not fit the network."""
+        assert self.space is not None
+        try:
+            layers = json.loads(path.read_text())["layers"]
+            wanted = {layer["name"]: (str(layer["choice"]), tuple(int(r) for r in layer["rank"])) for layer in layers}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: cannot be read as a plan: {error}") from error
+        sites = {site.name: site for site in self.space.sites}
+        missing = sorted(set(wanted) - set(sites))
+        if missing:
+            raise InputError(
+                f"{path}: the network has no rewritable layer {missing[0]!r}; the plan is of another network"
+            )
+        choices = {name: Choice() for name in sites}
+        for name, (format, rank) in wanted.items():
+            if format == "dense":
+                continue
+            chosen = registry.FORMATS.load(format)
+            full = chosen.full_rank(sites[name].stage)
+            if full is None or len(rank) != len(full) or not all(1 <= r <= f for r, f in zip(rank, full, strict=True)):
+                raise InputError(f"{path}: {name} cannot be {format} of rank {rank}")
+            choices[name] = Choice(chosen, rank)
+        problem = self.space.problem(self.budgets, {})
+        plan = RankPlan("plan", "feasible", (), math.nan, math.nan, problem.digest())
+        return Attempt(plan, problem, choices, self.space.price(choices))
+
+
+def _harm(before: Cost, after: Cost) -> str:
+    """Why the rewritten network is no gain; empty when it is one."""
+    if after.latency > before.latency * (1 + 1e-9):
+        return (
+            f"the rewritten network would take {after.latency:.0f} {after.unit} where the input takes "
+            f"{before.latency:.0f}: the input is kept"
+        )
+    return ""
+
+
+WALK_RELATIVE_L2 = 1e-3
+"""A walk in torch against onnxruntime, float32 in both: beyond this it computes something else."""
+
+WRITTEN_RELATIVE_L2 = 1e-4
+"""The written file against the network in memory: the same weights, so only the order of sums may differ."""
+
+
+def _verify_written(path: Path, network: OnnxGraph, samples: Sequence[Mapping[str, Any]]) -> Verification:
+    """Reads the file back in onnxruntime and compares it with the network that was written."""
+    session = _session(path)
+    found = [session.run(None, dict(feeds)) for feeds in samples]
+    wanted = [network.run(feeds) for feeds in samples]
+    check = difference(found, wanted)
+    if not check.within(WRITTEN_RELATIVE_L2, 1e-5):
+        raise VerificationError(
+            f"{path.name}: read back, its outputs differ from the rewritten network's by {check.relative_l2:.2g} "
+            f"(relative L2), at most {WRITTEN_RELATIVE_L2:g} was expected"
+        )
+    return Verification(True, check.relative_l2, check.max_abs, check.samples)
+
+
+def _session(path: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _accuracies(before: Path, after: Path, data: Dataset) -> tuple[float, float]:
+    """Top-1 accuracy of two written networks on labelled data, by onnxruntime."""
+    assert data.labels is not None
+    scores = []
+    for path in (before, after):
+        session = _session(path)
+        outputs = [session.run(None, feeds)[0] for feeds in data.batches(250)]
+        classes = np.concatenate([np.atleast_2d(o).reshape(-1, o.shape[-1]).argmax(axis=1) for o in outputs])
+        if classes.shape != data.labels.reshape(-1).shape:
+            raise InputError(
+                f"{data.source}: {data.labels.size} labels for {classes.size} predictions; labels hold one class each"
+            )
+        scores.append(float((classes == data.labels.reshape(-1)).mean()))
+    return scores[0], scores[1]

@@ -1,0 +1,388 @@
+"""The rank search: sites, candidates, errors, a plan, and the loop that holds it against the whole network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import torch
+
+from codegen.dataset import Dataset
+from codegen.events import Events
+from passes import registry
+from passes.core.cost import METRICS, Cost, LatencyModel, OpWork
+from passes.core.factor import FactorFormat, Rank, chain_of
+from passes.core.fit import FitProblem
+from passes.core.moments import Moments
+from passes.core.site import Chain, Site
+from passes.correct import Choice, Correction, correct
+from passes.graph import Note
+from passes.onnx_graph import OnnxGraph
+from passes.onnx_stepper import Feeds, Stepper
+from passes.ranks.candidates import Candidate, candidates, chain_works
+from passes.ranks.milp import least
+from passes.ranks.problem import Option, RankPlan, RankProblem, RankSolver, SiteOptions, undominated
+from passes.sensitivity import ScoredSite, divergence, moments_by_site, score
+from passes.torch_apply import run_chain
+
+CALIBRATION_MACS = 300e9
+"""Calibration stops at this many multiply-adds of the network, or at ``CALIBRATION_BYTES`` of its activations."""
+CALIBRATION_BYTES = 3 << 30
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How far a search goes. ``elements`` bounds the patches that a fit sees, ``rounds`` the re-solves for error."""
+
+    elements: int
+    sweeps: int
+    rounds: int
+    solver_s: float
+
+
+EFFORTS = {
+    "quick": Effort(elements=4_000_000, sweeps=1, rounds=1, solver_s=10),
+    "default": Effort(elements=12_000_000, sweeps=3, rounds=2, solver_s=30),
+    "extensive": Effort(elements=48_000_000, sweeps=6, rounds=6, solver_s=300),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """What the solver chooses from, on one network and one target."""
+
+    sites: tuple[Site, ...]
+    scored: dict[str, ScoredSite]
+    ops: tuple[OpWork, ...]
+    model: LatencyModel
+    baseline: Cost
+    kept: tuple[Note, ...]
+
+    def problem(self, budgets: Mapping[str, float], errors: Mapping[str, float]) -> RankProblem:
+        """The rank problem; ``errors`` scales the error of each site's candidates."""
+        metrics = tuple(METRICS)
+        sites = []
+        dense = dict.fromkeys(METRICS, 0.0)
+        for site in self.sites:
+            scored = self.scored[site.name]
+            options = []
+            for index, candidate in enumerate(scored.candidates):
+                costs = {m: candidate.cost.metric(m) for m in METRICS}
+                error = float(scored.relative[index]) * errors.get(site.name, 1.0)
+                options.append(Option(candidate.name, candidate.rank, costs, error))
+            for metric in METRICS:
+                dense[metric] += options[0].costs[metric]
+            used = (*(m for m in metrics if m in budgets), "latency")
+            sites.append(SiteOptions(site.name, (options[0], *undominated(options[1:], used))))
+        fixed = {m: self.baseline.metric(m) - dense[m] for m in METRICS}
+        return RankProblem(tuple(sites), fixed, dict(budgets))
+
+    def choices(self, problem: RankProblem, picks: Sequence[int]) -> dict[str, Choice]:
+        """A plan's picks as choices by site name."""
+        out = {}
+        for site, pick in zip(problem.sites, picks, strict=True):
+            option = site.options[pick]
+            candidate = self.candidate(site.site, option.format, option.rank)
+            out[site.site] = Choice(candidate.format, candidate.rank)
+        return out
+
+    def candidate(self, site: str, format: str, rank: Rank) -> Candidate:
+        for candidate in self.scored[site].candidates:
+            if (candidate.name, candidate.rank) == (format, rank):
+                return candidate
+        raise KeyError(f"{site} has no candidate {format} {rank}")
+
+    def single(self, site: str, format: str, rank: Rank) -> Cost:
+        """The cost of one chain at a site, whether it is a candidate or not."""
+        place = next(s for s in self.sites if s.name == site)
+        works = chain_works(place, registry.FORMATS.load(format), rank)
+        return replace(self.model.chains([works])[0], macs=sum(w.macs for w in works))
+
+    def price(self, choices: Mapping[str, Choice]) -> Cost:
+        """The whole network under these choices, priced as a network and not as a sum of layers."""
+        return self.model.network(self.rewritten(choices))
+
+    def rewritten(self, choices: Mapping[str, Choice]) -> list[OpWork]:
+        """The network's work with each chosen site's operator replaced by its chain's stages."""
+        sites = {site.name: site for site in self.sites}
+        ops: list[OpWork] = []
+        for op in self.ops:
+            choice = choices.get(op.name)
+            if choice is None or choice.format is None or op.name not in sites:
+                ops.append(op)
+                continue
+            ops.extend(_chain_ops(op, sites[op.name], choice))
+        return ops
+
+
+def _chain_ops(op: OpWork, site: Site, choice: Choice) -> list[OpWork]:
+    assert choice.format is not None
+    works = chain_works(site, choice.format, choice.rank)
+    width = op.weight_bytes // op.weight_params if op.weight_params else 4
+    names = [*(f"{site.output}/{i}" for i in range(len(works) - 1))]
+    out = []
+    shape = op.input_shapes[0] if op.input_shapes else site.input_shape
+    for index, work in enumerate(works):
+        last = index == len(works) - 1
+        following = op.output_shapes[0] if last else _stage_shape(site, work.out_channels, work.output_spatial)
+        params = work.weights + (work.out_channels if work.bias else 0)
+        out.append(
+            OpWork(
+                f"{op.name}/{index}",
+                op.op,
+                work,
+                (shape,),
+                (following,),
+                (names[index - 1] if index else site.input,),
+                (op.outputs[0] if last else names[index],),
+                params,
+                params * width,
+            )
+        )
+        shape = following
+    return out
+
+
+def _stage_shape(site: Site, channels: int, spatial: tuple[int, ...]) -> tuple[int, ...]:
+    shape = list(site.output_shape)
+    shape[site.channel_axis] = channels
+    if spatial:
+        shape[2:] = spatial
+    return tuple(shape)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which sites a run may touch, and by how much a chain must be cheaper (None: the target's own margin)."""
+
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    margin: float | None = None
+
+    def of(self, sites: Sequence[Site]) -> tuple[list[Site], list[Note]]:
+        """Sites that the globs let through, and a note for each one that they do not."""
+        chosen, notes = [], []
+        for site in sites:
+            if self.include and not any(fnmatchcase(site.name, glob) for glob in self.include):
+                notes.append(Note(site.name, site.op, "not named by --include"))
+            elif any(fnmatchcase(site.name, glob) for glob in self.exclude):
+                notes.append(Note(site.name, site.op, "named by --exclude"))
+            else:
+                chosen.append(site)
+        return chosen, notes
+
+
+def calibration_count(ops: Sequence[OpWork], available: int) -> int:
+    """How many samples a walk over the network can take in time and memory; at least one."""
+    macs = sum(op.stage.macs for op in ops if op.stage is not None)
+    largest = sorted((4 * int(np.prod(s)) for op in ops for s in op.output_shapes), reverse=True)[:8]
+    by_time = CALIBRATION_MACS / max(macs, 1)
+    by_memory = CALIBRATION_BYTES / max(sum(largest), 1)
+    return max(1, min(available, int(by_time), int(by_memory)))
+
+
+def feeds_of(data: Dataset) -> Feeds:
+    """A data set as a walk takes it: one batch where the batch dimension is symbolic, else sample by sample."""
+    return data.feeds if data.dynamic else list(data.batches(1))
+
+
+def build_space(
+    graph: OnnxGraph,
+    model: LatencyModel,
+    formats: Mapping[str, FactorFormat],
+    selection: Selection,
+    stepper: Stepper | None,
+    data: Dataset | None,
+    effort: Effort,
+    correction: Correction,
+    events: Events,
+) -> Space:
+    """Sites, candidates, prices and errors of a network. Without ``data`` the errors are those of the weights."""
+    scan = graph.sites()
+    sites, notes = selection.of(scan.sites)
+    ops = graph.workload()
+    width = {op.name: op.weight_bytes // op.weight_params for op in ops if op.weight_params}
+    with events.stage("price candidates"):
+        found = candidates(
+            sites, formats, model, {s.name: width.get(s.name, 4) for s in sites}, margin=selection.margin
+        )
+        baseline = model.network(ops)
+    moments: dict[str, Moments] = {}
+    if stepper is not None and data is not None:
+        with events.stage("collect statistics", len(stepper.sites)) as progress:
+            moments, _ = moments_by_site(
+                stepper, feeds_of(data), effort.elements, correction.seed, lambda site: progress.advance(1, site.name)
+            )
+    scored = {}
+    with events.stage("score candidates", len(sites)) as progress:
+        for site in sites:
+            scored[site.name] = score(site, found[site.name], moments.get(site.name), correction.ridge)
+            progress.advance(1, site.name)
+    return Space(tuple(sites), scored, ops, model, baseline, (*scan.kept, *notes))
+
+
+@dataclass(eq=False)
+class Attempt:
+    """One plan carried out: its chains, its price as a whole, and what it does to the calibration outputs."""
+
+    plan: RankPlan
+    problem: RankProblem
+    choices: dict[str, Choice]
+    cost: Cost
+    chains: dict[str, Chain] = field(default_factory=dict)
+    loss: float = float("nan")
+    relative_l2: float = float("nan")
+
+
+def affordable(
+    space: Space, solver: RankSolver, budgets: Mapping[str, float], errors: Mapping[str, float], effort: Effort
+) -> tuple[Attempt, list[dict[str, Any]]]:
+    """Solves, prices the whole network, tightens the additive limits by what it missed, and solves again.
+
+    The sum over layers and the price of the network differ where a target treats neighbours together. Ends when every
+    budget holds on the network, or is proven out of reach, or no further plan comes.
+    """
+    limits = dict(budgets)
+    trace: list[dict[str, Any]] = []
+    best: Attempt | None = None
+    for _ in range(8):
+        problem = space.problem(limits, errors)
+        plan = solver.solve(problem, effort.solver_s)
+        choices = space.choices(problem, plan.picks)
+        cost = space.price(choices)
+        attempt = Attempt(plan, problem, choices, cost)
+        over = {m: cost.metric(m) - budgets[m] for m in budgets if cost.metric(m) > budgets[m]}
+        trace.append(
+            {
+                "predicted": {m: problem.total(plan.picks, m) for m in budgets},
+                "network": {m: cost.metric(m) for m in budgets},
+                "met": not over,
+                "objective": plan.objective,
+                "bound": plan.bound,
+                "gap": plan.gap,
+            }
+        )
+        if best is None or _excess(attempt, budgets) < _excess(best, budgets) or not over:
+            best = attempt
+        if not over or plan.status == "infeasible":
+            break
+        tightened = {}
+        for metric in over:
+            miss = cost.metric(metric) - budgets[metric]
+            tightened[metric] = min(limits[metric], problem.total(plan.picks, metric)) - max(
+                miss, 1e-9 * budgets[metric]
+            )
+        limits = {**limits, **tightened}
+    assert best is not None
+    return best, trace
+
+
+def _excess(attempt: Attempt, budgets: Mapping[str, float]) -> float:
+    return sum(max(0.0, attempt.cost.metric(m) / max(b, 1e-30) - 1) for m, b in budgets.items())
+
+
+def carry_out(
+    attempt: Attempt,
+    space: Space,
+    stepper: Stepper | None,
+    data: Dataset | None,
+    correction: Correction | None,
+    events: Events,
+) -> Attempt:
+    """Makes the attempt's chains: corrected in sequence on ``data``, or by the weights alone without a correction.
+
+    Sites that cannot be walked to (inside bodies) go by their weights in either case. The loss and the relative error
+    are those of the network's outputs on ``data``; NaN where it cannot be walked.
+    """
+    walked = set() if stepper is None else {s.name for s in stepper.sites.values()}
+    chains: dict[str, Chain] = {}
+    for site in space.sites:
+        choice = attempt.choices[site.name]
+        if choice.format is not None and (correction is None or site.name not in walked):
+            chains[site.name] = plain_chain(site, choice)
+    if stepper is None or data is None:
+        return replace(attempt, chains=chains)
+    if correction is None:
+        before, after = outputs_under(stepper, feeds_of(data), {}), outputs_under(stepper, feeds_of(data), chains)
+    else:
+        choices = {name: c for name, c in attempt.choices.items() if name in walked}
+        with events.stage("correct in sequence", len(choices)) as progress:
+            corrected, before, after = correct(
+                stepper, feeds_of(data), choices, correction, progress=lambda site: progress.advance(1, site.name)
+            )
+        chains |= corrected
+    return replace(attempt, chains=chains, loss=divergence(after, before), relative_l2=relative_error(after, before))
+
+
+def outputs_under(stepper: Stepper, feeds: Feeds, chains: Mapping[str, Chain]) -> dict[str, torch.Tensor]:
+    """The network's outputs with ``chains`` in the places of their sites."""
+    with torch.no_grad():
+        return stepper.run(
+            feeds, lambda stop: run_chain(stop.site, chains.get(stop.site.name, Chain((stop.site.stage,))), stop.input)
+        )
+
+
+def plain_chain(site: Site, choice: Choice) -> Chain:
+    """The chain by the weights alone."""
+    assert choice.format is not None
+    problem = FitProblem(site.stage.grouped_weight().astype(np.float64))
+    stages = choice.format.decompose(site.stage.geometry, problem).stages(choice.rank)
+    return chain_of(choice.format.name, choice.rank, stages, site.stage.bias)
+
+
+def relative_error(outputs: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor]) -> float:
+    """Relative L2 over all floating outputs, each in units of its own norm; the worst one counts."""
+    worst = 0.0
+    for name, a in reference.items():
+        if a.is_floating_point() and a.numel():
+            norm = float(a.double().norm())
+            worst = max(worst, float((outputs[name].double() - a.double()).norm()) / (norm or 1.0))
+    return worst
+
+
+def fastest_within(
+    space: Space,
+    solver: RankSolver,
+    max_error: float,
+    stepper: Stepper,
+    data: Dataset,
+    correction: Correction | None,
+    effort: Effort,
+    events: Events,
+) -> tuple[Attempt, list[dict[str, Any]]]:
+    """The fastest plan whose outputs stay within ``max_error`` (relative L2) of the original's on ``data``.
+
+    Bisects the latency: the error is that of the network with corrected factors, not a sum over layers. Falls back to
+    the network as it is when no plan stays within the error.
+    """
+    dense = {s.name: Choice() for s in space.sites}
+    trace: list[dict[str, Any]] = []
+    full = space.baseline.latency
+    problem = space.problem({"latency": full}, {})
+    low, high = least(problem, "latency") / full, 1.0
+    best: Attempt | None = None
+    with events.stage("search within the error", 7):
+        for probe in range(7):
+            middle = low + (high - low) / 2 if probe else low + (high - low) * 0.6
+            attempt, _ = affordable(space, solver, {"latency": middle * full}, {}, effort)
+            attempt = carry_out(attempt, space, stepper, data, correction, events)
+            within = attempt.relative_l2 <= max_error
+            trace.append(
+                {"predicted": {"latency": middle * full}, "network": {"latency": attempt.cost.latency},
+                 "relative_l2": attempt.relative_l2, "met": within}
+            )  # fmt: skip
+            if within:
+                best, high = attempt, min(middle, attempt.cost.latency / full)
+            else:
+                low = middle
+            if high - low < 0.01:
+                break
+    if best is None:
+        plan = solver.solve(problem, effort.solver_s)
+        picks = tuple(0 for _ in space.sites)
+        plan = replace(plan, picks=picks, status="feasible", objective=0.0, bound=0.0)
+        best = Attempt(plan, problem, dense, space.baseline, loss=0.0, relative_l2=0.0)
+    return best, trace
