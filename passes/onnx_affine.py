@@ -26,6 +26,8 @@ def affine_after(surgery: Surgery, spot: Reading) -> Affine | None:
         if node.op == "BatchNormalization":
             scale, shift = _batchnorm(surgery, spot, node)
         elif node.op in ("Mul", "Div", "Add", "Sub"):
+            if spot.site.op == "MatMul" and node.op in ("Add", "Sub"):
+                return None  # a MatMul has no bias to fold it into: it would be written as an Add again
             scale, shift = _elementwise(surgery, spot, node)
         else:
             return None

@@ -21,7 +21,7 @@ from passes.graph import Affine, Note, SiteScan, TensorSpec
 from passes.onnx_constants import Refusal
 from passes.onnx_emit import emit
 from passes.onnx_sites import KIN, Reading, StaticDims, read
-from passes.onnx_surgery import Surgery
+from passes.onnx_surgery import LARGE_BYTES, Surgery
 from passes.onnx_weights import Weight, release
 from passes.onnx_workload import Workload
 
@@ -48,29 +48,40 @@ class OnnxGraph:
         self._session: onnxruntime.InferenceSession | None = None
 
     @classmethod
-    def read(cls, path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> OnnxGraph:
+    def read(
+        cls,
+        path: str | Path,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+        large_bytes: int = LARGE_BYTES,
+    ) -> OnnxGraph:
         """The network in an ``.onnx`` file, with external data if it has any.
 
         ``shapes`` binds inputs with symbolic dimensions, for pricing alone: the written file keeps them symbolic.
-        Raises InputError where the file cannot be used, UsageError where ``shapes`` does not fit it.
+        From ``large_bytes`` of external data on, weights and what replaces them stay in files, mapped. Raises
+        InputError where the file cannot be used, UsageError where ``shapes`` does not fit it.
         """
         path = Path(path)
         model = onnx_reader.load(path)
         with onnx_reader.refusing(path):
-            return cls._build(model, shapes or {}, path.parent, str(path))
+            return cls._build(model, shapes or {}, path.parent, str(path), large_bytes)
 
     @classmethod
     def from_model(cls, model: ModelProto, shapes: Mapping[str, tuple[int, ...]] | None = None) -> OnnxGraph:
         """The network in a message, which is not written to. Raises InputError where it is not valid."""
         with onnx_reader.refusing("the model"):
             onnx.checker.check_model(model)
-            return cls._build(model, shapes or {}, None, "the model")
+            return cls._build(model, shapes or {}, None, "the model", LARGE_BYTES)
 
     @classmethod
     def _build(
-        cls, model: ModelProto, shapes: Mapping[str, tuple[int, ...]], folder: Path | None, where: str
+        cls,
+        model: ModelProto,
+        shapes: Mapping[str, tuple[int, ...]],
+        folder: Path | None,
+        where: str,
+        large_bytes: int,
     ) -> OnnxGraph:
-        surgery = Surgery.from_model(model, folder)
+        surgery = Surgery.from_model(model, folder, large_bytes)
         onnx_reader.check_numbers(where, surgery)
         bound, notes = onnx_runtime.settle(surgery, shapes)
         return cls(surgery, bound, onnx_shapes.static_dims(surgery), onnx_check.is_strict(surgery), notes)

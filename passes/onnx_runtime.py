@@ -14,8 +14,9 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from passes.core.site import Array
 from passes.graph import Note
+from passes.onnx_parts import MAIN
 from passes.onnx_shapes import LENGTHS, Binding, bind, infer, variables
-from passes.onnx_surgery import MAIN, Scope, Surgery
+from passes.onnx_surgery import Scope, Surgery
 from passes.onnx_weights import Weight
 from passes.onnx_write import DataFile, stored_bytes
 

@@ -15,8 +15,9 @@ from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, ValueInfoP
 
 from passes.errors import UsageError
 from passes.graph import Note
+from passes.onnx_parts import MAIN
 from passes.onnx_sites import StaticDims
-from passes.onnx_surgery import MAIN, Scope, Surgery
+from passes.onnx_surgery import Scope, Surgery
 from passes.onnx_weights import Weight
 
 BATCH = 1

@@ -3,7 +3,8 @@
     Conv, ConvTranspose     channels on axis 1, any number of spatial axes
     Gemm, MatMul            constant on the right: channels on the last axis; on the left: on the last but one
 
-A MatMul takes the constant vector that the only reader of its output adds for its bias.
+A MatMul has no bias: a constant vector added behind it stays an Add of its own, so that a site is always one node
+between its input and its output, which is what a walk over the network relies on.
 """
 
 from __future__ import annotations
@@ -211,20 +212,10 @@ def _read_matmul(surgery: Surgery, scope: Scope, node: gs.Node) -> Reading:
     if left and len(x) == 1:  # a vector on the right is a row on the left of the transposed matrix
         left, value = False, value.T
     out_axis = -2 if left else -1
-    target, bias = node.outputs[0], None
-    nodes: tuple[gs.Node, ...] = (node,)
-    add = surgery.only_reader(scope, node.outputs[0])
-    if add is not None and add.op == "Add" and not add.domain:
-        other = add.inputs[1] if add.inputs[0] is node.outputs[0] else add.inputs[0]
-        try:
-            addend = constant(surgery, other, "bias")
-            bias = along(addend.value, y, out_axis, "the addend").astype(np.result_type(weight.value, np.float32))
-            target, nodes = add.outputs[0], (node, add)
-        except Refusal:
-            bias = None  # any other Add is simply no bias of this MatMul
-    stage = Stage(value if left else value.T, bias)
+    stage = Stage(value if left else value.T, None)
+    target = node.outputs[0]
     site = Site(node.name, "MatMul", stage, source.name, target.name, x, y, out_axis, bool(scope.path), weight.key)
-    return Reading(site, scope, nodes, source, target, weight.dtype, left, False, out_axis)
+    return Reading(site, scope, (node,), source, target, weight.dtype, left, False, out_axis)
 
 
 def _operand(surgery: Surgery, node: gs.Node) -> bool:

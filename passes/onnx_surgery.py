@@ -16,17 +16,16 @@ from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from passes.core.site import Array
+from passes.onnx_parts import MAIN, Parts, unique, without
 from passes.onnx_weights import Weight, spilled
 
 LARGE_BYTES = 1 << 28
 """From this size of external data on, a network is not brought into memory."""
 SPILLED_BYTES = 1 << 20
-MAIN = ""
-"""Path of the main graph's scope."""
 
 
 @dataclass(eq=False)
@@ -74,8 +73,8 @@ class Surgery:
 
         From ``large_bytes`` of external data on, constants that are added later go to temporary files.
         """
-        head = _without(model, ("graph",))
-        parts = _Parts(folder)
+        head = without(model, ("graph",))
+        parts = Parts(folder)
         shell = ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
         parts.strip(model.graph, MAIN, shell.graph)
         with G_LOGGER.suppress():
@@ -87,14 +86,14 @@ class Surgery:
         surgery.spills = sum(weight.size_bytes for weight in mapped) >= large_bytes
         return surgery
 
-    def _adopt(self, graph: gs.Graph, path: str, parent: Scope | None, owners: tuple[str, ...], parts: _Parts) -> None:
+    def _adopt(self, graph: gs.Graph, path: str, parent: Scope | None, owners: tuple[str, ...], parts: Parts) -> None:
         scope = Scope(path, graph, parts.frames[path], {}, parent, owners)
         self.scopes[path] = scope
         for node in graph.nodes:
             for name, body in node.attrs.items():
                 self._adopt(body, f"{node.name}/{name}", scope, (node.op, *owners), parts)
 
-    def _adopt_weights(self, parts: _Parts) -> None:
+    def _adopt_weights(self, parts: Parts) -> None:
         for scope in self.scopes.values():
             for tensor in [*(t for node in scope.graph.nodes for t in node.inputs), *scope.graph.outputs]:
                 home: Scope | None = scope if isinstance(tensor, gs.Constant) else None
@@ -183,13 +182,13 @@ class Surgery:
 
     def fresh_name(self, base: str) -> str:
         """A tensor name that was never used, like ``base``."""
-        return _unique(base, self.names)
+        return unique(base, self.names)
 
     def insert(
         self, scope: Scope, at: int, message: NodeProto, inputs: Sequence[gs.Tensor], outputs: Sequence[gs.Tensor]
     ) -> gs.Node:
         """A new node in position ``at`` of the scope; its message's name becomes the label, made unique."""
-        label = _unique(message.name, self.homes)
+        label = unique(message.name, self.homes)
         message.name = label
         self.messages[label] = message
         self.homes[label] = scope.path
@@ -323,93 +322,7 @@ class Surgery:
 _LISTS = frozenset({AttributeProto.FLOATS, AttributeProto.INTS, AttributeProto.STRINGS})
 
 
-class _Parts:
-    """What :meth:`Surgery.from_model` takes off the messages before graphsurgeon sees them."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-        self.messages: dict[str, NodeProto] = {}
-        self.homes: dict[str, str] = {}
-        self.frames: dict[str, GraphProto] = {}
-        self.weights: dict[str, dict[str, Weight]] = {}
-        self.names: set[str] = set()
-        self.pinned: set[str] = set()
-
-    def strip(self, graph: GraphProto, path: str, shell: GraphProto) -> None:
-        """Fills ``shell`` with bare nodes, tensor names and bodies, and puts the rest away."""
-        self.frames[path] = _without(graph, ("node", "initializer", "sparse_initializer"))
-        weights = [Weight.from_tensor(t, self.folder) for t in graph.initializer]
-        weights += [Weight.from_sparse(t) for t in graph.sparse_initializer]
-        self.weights[path] = {w.header.name: w for w in weights}
-        shell.name = graph.name
-        shell.initializer.extend(TensorProto(name=name, data_type=TensorProto.FLOAT) for name in self.weights[path])
-        shell.input.extend(ValueInfoProto(name=info.name) for info in graph.input)
-        shell.output.extend(ValueInfoProto(name=info.name) for info in graph.output)
-        self.names.update(self.weights[path], (i.name for i in graph.input), (i.name for i in graph.output))
-        made = {name for node in graph.node for name in node.output} | self.weights[path].keys()
-        made.update(info.name for info in graph.input)
-        self.pinned.update(info.name for info in graph.output if info.name not in made)
-        for node in graph.node:
-            self._strip_node(node, path, shell.node.add())
-
-    def _strip_node(self, node: NodeProto, path: str, bare: NodeProto) -> None:
-        own = node.name or f"{node.op_type}:{next((o for o in node.output if o), '')}"
-        full = own if not path or own.startswith(f"{path}/") else f"{path}/{own}"
-        label = _unique(full, self.homes)
-        self.homes[label] = path
-        self.names.update(node.output)
-        bare.op_type, bare.domain, bare.name = node.op_type, node.domain, label
-        bare.input.extend(node.input)
-        bare.output.extend(node.output)
-        message = _without(node, ("input", "output", "attribute"))
-        for attribute in node.attribute:
-            if attribute.type == AttributeProto.GRAPH:
-                message.attribute.append(_without(attribute, ("g",)))
-                body = bare.attribute.add(name=attribute.name, type=AttributeProto.GRAPH)
-                self.strip(attribute.g, f"{label}/{attribute.name}", body.g)
-            else:
-                message.attribute.append(attribute)
-                for graph in attribute.graphs:
-                    self.pinned.update(_mentioned(graph))
-        self.messages[label] = message
-
-
-def _mentioned(graph: GraphProto) -> set[str]:
-    names = {name for node in graph.node for name in [*node.input, *node.output]}
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in [attribute.g, *attribute.graphs]:
-                names |= _mentioned(inner)
-    return names
-
-
-def _without(message: Any, dropped: tuple[str, ...]) -> Any:
-    """A copy of a message without some of its fields; those are not even touched, for they may be large."""
-    out = type(message)()
-    for descriptor, value in message.ListFields():
-        if descriptor.name in dropped:
-            continue
-        if isinstance(value, (str, bytes, int, float)):
-            setattr(out, descriptor.name, value)
-        elif hasattr(value, "CopyFrom"):
-            getattr(out, descriptor.name).CopyFrom(value)
-        else:
-            getattr(out, descriptor.name).extend(value)
-    return out
-
-
 def _retain(field: Any, wanted: Callable[[Any], bool]) -> None:
     for index in reversed(range(len(field))):
         if not wanted(field[index]):
             del field[index]
-
-
-def _unique(base: str, taken: Any) -> str:
-    """``base``, or ``base`` with the first free number behind it. A set of names takes the new one in."""
-    name, count = base, 1
-    while name in taken or not name:
-        count += 1
-        name = f"{base}_{count}"
-    if isinstance(taken, set):
-        taken.add(name)
-    return name

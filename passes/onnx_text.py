@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 from onnx import AttributeProto, ValueInfoProto, helper
 
-from passes.onnx_surgery import MAIN, Scope, Surgery
+from passes.onnx_parts import MAIN
+from passes.onnx_surgery import Scope, Surgery
 
 _DIGITS = 12
 

@@ -14,7 +14,7 @@ from passes.core.cost import OpWork, StageWork
 from passes.core.site import Geometry, Site
 from passes.onnx_constants import is_constant
 from passes.onnx_sites import KIN, Reading
-from passes.onnx_surgery import Scope, Surgery
+from passes.onnx_surgery import Surgery
 
 
 class Workload:
@@ -26,26 +26,21 @@ class Workload:
         self._counted: set[int] = set()
 
     def ops(self) -> tuple[OpWork, ...]:
-        absorbed = {node.name for spot in self.readings.values() for node in spot.nodes[1:]}
         works = []
-        for scope, node in self.surgery.nodes():
-            if node.name in absorbed or self._is_constant(node):
-                continue
-            works.append(self._work(scope, node, self.readings.get(node.name)))
+        for _, node in self.surgery.nodes():
+            if not self._is_constant(node):
+                works.append(self._work(node, self.readings.get(node.name)))
         return tuple(works)
 
     def _is_constant(self, node: gs.Node) -> bool:
         out = next((t for t in node.outputs if not t.is_empty()), None)
         return out is not None and is_constant(self.surgery, out, self._constant)
 
-    def _work(self, scope: Scope, node: gs.Node, spot: Reading | None) -> OpWork:
-        nodes = spot.nodes if spot is not None else (node,)
-        inner = {id(t) for n in nodes[:-1] for t in n.outputs}
-        reads = [t for n in nodes for t in n.inputs if not t.is_empty() and id(t) not in inner]
-        stored = [t for t in reads if is_constant(self.surgery, t, self._constant)]
-        stored += [t for t in self._returned_constants(node) if is_constant(self.surgery, t, self._constant)]
+    def _work(self, node: gs.Node, spot: Reading | None) -> OpWork:
+        reads = [t for t in node.inputs if not t.is_empty()]
+        stored = [t for t in (*reads, *self._returned(node)) if is_constant(self.surgery, t, self._constant)]
         live = [t for t in reads if not is_constant(self.surgery, t, self._constant)]
-        writes = [t for t in nodes[-1].outputs if not t.is_empty()]
+        writes = [t for t in node.outputs if not t.is_empty()]
         params, size_bytes = self._stored(stored)
         return OpWork(
             node.name,
@@ -59,7 +54,7 @@ class Workload:
             size_bytes,
         )
 
-    def _returned_constants(self, node: gs.Node) -> list[gs.Tensor]:
+    def _returned(self, node: gs.Node) -> list[gs.Tensor]:
         """Constants that a body of the node returns as they are: no node in the body reads them."""
         bodies = (self.surgery.scopes[f"{node.name}/{name}"] for name in node.attrs)
         return [t for scope in bodies for t in scope.graph.outputs]

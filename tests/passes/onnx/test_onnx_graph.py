@@ -154,7 +154,7 @@ def test_identities_between_an_input_or_two_outputs_stay() -> None:
         helper.make_node("Cast", ["x"], ["d"], "widen", to=TensorProto.DOUBLE),
         helper.make_node("Cast", ["d"], ["v"], "narrow", to=TensorProto.FLOAT),
     ]
-    model = model_of(nodes, {"x": [2]}, dict.fromkeys("yzuv", [2]), {})
+    model = model_of(nodes, {"x": [2]}, {name: [2] for name in "yzuv"}, {})
     graph = OnnxGraph.from_model(model)
     assert graph.drop_identities() == ()
     assert graph.model() == model
@@ -290,6 +290,28 @@ def test_grouped_linear_stages_become_block_diagonal() -> None:
     x = array(3, 4)
     expected = np.concatenate([x[:, :2] @ blocks[:3].T, x[:, 2:] @ blocks[3:].T], axis=1)
     assert relative_l2(graph.run({"x": x})[0], expected) < 1e-6
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_a_matmul_stage_with_a_bias_becomes_matmul_and_add(left: bool) -> None:
+    layer = helper.make_node("MatMul", ["w", "x"] if left else ["x", "w"], ["y"], "fc")
+    weight = array(6, 4) if left else array(4, 6)
+    x = array(2, 4, 3) if left else array(2, 3, 4)
+    shape = [2, 6, 3] if left else [2, 3, 6]
+    graph = OnnxGraph.from_model(model_of([layer], {"x": list(x.shape)}, {"y": shape}, {"w": weight}))
+    (site,) = graph.sites().sites
+    first, second = array(3, 4), array(6, 3)
+    inner_bias, bias = array(3), array(6)
+    graph.replace(site, Chain((Stage(first, inner_bias), Stage(second, bias)), "pair", (3,)))
+    graph.check()
+    nodes = [(n.name, n.op_type) for n in graph.model().graph.node]
+    assert nodes[:2] == [("fc/pair_0", "MatMul"), ("fc/pair_0/bias_add", "Add")]
+    rows = np.moveaxis(x, -2, -1) if left else x
+    expected = (rows @ first.T + inner_bias) @ second.T + bias
+    expected = np.moveaxis(expected, -2, -1) if left else expected
+    assert relative_l2(graph.run({"x": x})[0], expected) < 1e-6
+    assert [op.op for op in graph.workload()] == ["MatMul", "Add", "MatMul", "Add"]
+    assert graph.affines() == (), "a folded Add would be written as an Add again"
 
 
 def test_bad_feeds_and_shapes_are_one_line() -> None:
