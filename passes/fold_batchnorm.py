@@ -9,7 +9,7 @@ non-finite or overflow it. A row of affines is folded one after another.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -37,6 +37,8 @@ class FoldBatchNorm(Pass):
                     continue
                 with np.errstate(over="ignore", invalid="ignore"):
                     stage = affine.site.stage.affine(affine.scale, affine.shift)
+                if affine.site.stage.bias is None and not affine.shift.any():
+                    stage = replace(stage, bias=None)  # a scale alone: zeros would cost an addition
                 if not _finite(stage):
                     refused.add(affine.node)
                     notes.append(Note(affine.node, affine.op, f"kept: folded into {affine.site.name} it overflows"))

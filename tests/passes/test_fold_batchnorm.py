@@ -66,6 +66,17 @@ def test_a_linear_layer_takes_its_scale_and_shift() -> None:
     check_pass(FoldBatchNorm(), graph, feeds, before={"Gemm": 1, "Mul": 1, "Add": 1}, after={"Gemm": 1}, tolerance=1e-6)
 
 
+def test_a_scale_alone_brings_no_bias() -> None:
+    body = """net (float[2,5,8] x) => (float[2,5,3] y) {
+        t = MatMul (x, w)
+        y = Mul (t, scale)
+    }"""
+    graph = OnnxGraph.from_model(onnx_model(body, {"w": normal(8, 3), "scale": normal(3, seed=1)}))
+    feeds = {"x": normal(2, 5, 8, seed=3)}
+    check_pass(FoldBatchNorm(), graph, feeds, before={"MatMul": 1, "Mul": 1}, after={"MatMul": 1}, tolerance=1e-6)
+    assert graph.sites().sites[0].stage.bias is None
+
+
 def test_a_batchnorm_that_shares_its_input_stays() -> None:
     body = """net (float[2,4,6,6] x) => (float[2,4,6,6] y) {
         t = Conv (x, w)
