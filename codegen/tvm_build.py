@@ -16,13 +16,15 @@ _LIMIT_BYTES = 2**31 - 1
 class Binary:
     """A compiled network. ``inputs`` and ``outputs``: names in the order of the entry point ``main``.
 
-    ``bound``: the concrete shapes, where symbolic dimensions could not be kept; {} where they were.
+    ``bound``: the concrete shapes, where symbolic dimensions could not be kept; {} where they were. ``coarse``: values
+    pass through 8-bit integers or 16-bit floats on their way.
     """
 
     library: Path
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     bound: dict[str, tuple[int, ...]]
+    coarse: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,4 +57,5 @@ def build(
         tuple(answer["inputs"]),
         tuple(answer["outputs"]),
         {name: tuple(shape) for name, shape in answer["bound"].items()},
+        answer["coarse"],
     )

@@ -59,7 +59,17 @@ def _build(path: Path, library: Path, shapes: dict[str, list[int]]) -> dict[str,
         "inputs": [value.name for value in inputs],
         "outputs": [value.name for value in model.graph.output],
         "bound": bound,
+        "coarse": _coarse(model),
     }
+
+
+def _coarse(model: onnx.ModelProto) -> bool:
+    from onnx import TensorProto
+
+    half = {TensorProto.FLOAT16, TensorProto.BFLOAT16}
+    tensors = [tensor.data_type for tensor in model.graph.initializer]
+    tensors += [value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.value_info)]
+    return bool(half & set(tensors)) or any(node.op_type.endswith("QuantizeLinear") for node in model.graph.node)
 
 
 def _folded(path: Path, bound: dict[str, list[int]]) -> onnx.ModelProto:

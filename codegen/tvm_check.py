@@ -93,7 +93,7 @@ def run_binary(
         environment = {"TVM_USE_RUNTIME_LIB": "1", "TVM_FFI_DISABLE_TORCH_C_DLPACK": "1"}
         answer = call("codegen.tvm_check_child", request, environment=environment, timeout_s=timeout_s)
         if isinstance(answer, Failure):
-            raise VerificationError(f"{binary.library.name}: run in a fresh process, it {answer.reason}")
+            raise VerificationError(f"{binary.library.name}, run in a fresh process, {answer.reason}")
         with np.load(made, allow_pickle=False) as archive:
             return [[archive[f"{run}/{i}"] for i in range(answer["outputs"])] for run in range(len(feeds))]
 

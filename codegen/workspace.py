@@ -67,6 +67,16 @@ def check_output(output: Path, *, force: bool = False, resume: bool = False) -> 
         raise InputError(f"{output}: cannot be created: {ancestor} is not writable")
 
 
+def can_resume(output: Path) -> bool:
+    """True if an interrupted run left checkpoints for ``output``."""
+    state = _folder(output.absolute()) / _STATE
+    return bool(CheckpointStore(state, lambda _: None).names)
+
+
+def _folder(output: Path) -> Path:
+    return output.parent / f".{output.name}.rankc"
+
+
 def _foreign(output: Path) -> str | None:
     """An entry of ``output`` that is no part of a result, or None."""
     names = {entry.name for entry in output.iterdir()}
@@ -96,7 +106,7 @@ class Workspace:
         events: Events | None = None,
     ) -> None:
         self.output = output.absolute()
-        self.folder = self.output.parent / f".{self.output.name}.rankc"
+        self.folder = _folder(self.output)
         self.staging = self.folder / _STAGING
         self._key, self._force, self._resume = key, force, resume
         self._events = events or QuietEvents()

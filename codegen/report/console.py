@@ -163,6 +163,11 @@ def print_inspection(rows: Sequence[InspectRow], *, stream: TextIO | None = None
     _console(stream or sys.stdout).print(table)
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError  # rich would end the process with exit code 1
+
+
 def _console(stream: TextIO) -> Console:
-    probe = Console(file=stream)
-    return probe if probe.is_terminal else Console(file=stream, width=_FILE_WIDTH, highlight=False)
+    probe = _Console(file=stream)
+    return probe if probe.is_terminal else _Console(file=stream, width=_FILE_WIDTH, highlight=False)

@@ -138,7 +138,7 @@ def test_a_broken_library_fails_the_verification(built: tuple[Binary, Path], tmp
     library = tmp_path / "model.so"
     library.write_bytes(built[0].library.read_bytes()[:1000])
     broken = Binary(library, ("x",), ("y",), {})
-    with pytest.raises(VerificationError, match=r"^model\.so: run in a fresh process, it (failed: |crashed \(SIG)"):
+    with pytest.raises(VerificationError, match=r"^model\.so, run in a fresh process, (failed: |crashed \(SIG)"):
         run_binary(broken, feeds(1))
 
 

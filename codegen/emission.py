@@ -1,0 +1,88 @@
+"""From the written model.onnx to the files that are deployed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codegen.dataset import random_inputs
+from codegen.events import Events
+from codegen.report.build import BinaryCheck
+from codegen.tvm_build import Binary, NoBinary, build
+from codegen.tvm_check import check_binary
+from passes.errors import VerificationError
+from passes.graph import TensorSpec
+
+Feeds = Mapping[str, NDArray[Any]]
+
+LIBRARY = "model.so"
+
+RELATIVE_L2 = 1e-3
+"""float32 in another order of summation: a network of 100 layers stays below 1e-5; a wrong operator does not."""
+
+COARSE_RELATIVE_L2 = 5e-2
+"""Where values pass through int8 or float16: a sum that lies on a rounding step may fall to either side."""
+
+MAX_ABS = 1e-5
+"""For outputs that are almost 0, of which a relative error says nothing."""
+
+
+@dataclass(frozen=True)
+class Emission:
+    """What an emitter made. ``artifacts``: kind -> file name in the output folder, None where it could not be made."""
+
+    artifacts: dict[str, str | None] = field(default_factory=dict)
+    check: BinaryCheck | None = None
+
+
+def emit_host_library(
+    model: Path,
+    folder: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    samples: Sequence[Feeds],
+    events: Events,
+) -> Emission:
+    """Compiles ``model`` to ``folder/model.so``, runs it in a fresh process and compares it with onnxruntime.
+
+    ``shapes`` holds a concrete shape per input, used where TVM cannot keep symbolic dimensions; ``samples`` are single
+    inferences. A library that cannot be built or loaded, or does not compute what onnxruntime does, is not left
+    behind: a warning says why, and model.onnx stands without it.
+    """
+    with events.stage("compile"):
+        binary = build(model, folder / LIBRARY, shapes)
+    if isinstance(binary, NoBinary):
+        events.warning(f"no {LIBRARY}: {binary.reason}")
+        return Emission({"binary": None})
+    with events.stage("check the binary"):
+        limit = COARSE_RELATIVE_L2 if binary.coarse else RELATIVE_L2
+        try:
+            feeds = _fitting(binary, samples)
+            found = check_binary(binary, model, feeds)
+            if not found.within(limit, MAX_ABS):
+                raise VerificationError(
+                    f"{LIBRARY} differs from model.onnx in onnxruntime by {found.relative_l2:.2g} (relative L2)"
+                )
+        except VerificationError as error:
+            binary.library.unlink(missing_ok=True)
+            events.warning(f"no {LIBRARY}: {error}")
+            return Emission({"binary": None})
+    check = BinaryCheck(found.relative_l2, found.max_abs, found.samples, dict(binary.bound))
+    return Emission({"binary": LIBRARY}, check)
+
+
+def _fitting(binary: Binary, samples: Sequence[Feeds]) -> list[Feeds]:
+    """The samples that the library takes; random ones of its shapes where it takes none of them."""
+    fitting = [
+        feeds for feeds in samples if all(np.shape(feeds[name]) == shape for name, shape in binary.bound.items())
+    ]
+    if fitting:
+        return fitting
+    if not samples:
+        raise VerificationError(f"{LIBRARY} has no sample to be checked on")
+    specs = [TensorSpec(n, np.asarray(samples[0][n]).dtype.name, binary.bound[n]) for n in binary.inputs]
+    return list(random_inputs(specs, {}, 1, seed=0).batches(1))

@@ -1,0 +1,90 @@
+"""Targets and the way they are written: ``asic``, ``asic:rows=32,sram_kib=256``, ``my_chip.toml``.
+
+A target brings its description, its price list and its emitter; nothing else asks for its name. Other distributions add
+targets through entry points:
+
+    [project.entry-points."rankc.targets"]
+    my_target = "my_package.my_target:MyTarget"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from accel_sim.spec_file import presets
+from codegen.emission import Emission
+from codegen.events import Events
+from passes.core.cost import LatencyModel
+from passes.errors import UsageError
+from passes.registry import Registry
+
+Emitter = Callable[
+    [Path, Path, Mapping[str, tuple[int, ...]], Sequence[Mapping[str, NDArray[Any]]], Events],
+    Emission,
+]
+"""(model.onnx, output folder, concrete input shapes, samples to check with, events) -> what was made."""
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A resolved target. ``name`` as it was written; ``spec`` as JSON values; ``latency`` its price list.
+
+    ``clock_hz`` converts between cycles and seconds, None where there is no one clock. ``versions``: package -> version
+    of everything that can change a result on it.
+    """
+
+    name: str
+    spec: dict[str, Any]
+    latency: LatencyModel
+    emit: Emitter
+    clock_hz: float | None
+    versions: dict[str, str]
+
+
+class TargetMaker(Protocol):
+    """What is registered under a target's name."""
+
+    name: str
+
+    def make(self, written: str, options: Mapping[str, str]) -> Target:
+        """The target ``written`` as on the command line, with its ``options``; UsageError for one that is none."""
+        ...
+
+
+TARGETS: Registry[TargetMaker] = Registry(
+    "target", "rankc.targets", {"asic": "codegen.asic_target:AsicTarget"}, instantiate=True, members=("name", "make")
+)
+
+
+def parse_target(text: str) -> Target:
+    """The target that ``text`` describes: a name, a machine that comes with rankc, or a machine's TOML file.
+
+    UsageError for an unknown name or option, InputError for a file that cannot be used.
+    """
+    head, colon, tail = text.partition(":")
+    options = _options(text, tail) if colon else {}
+    if head.endswith(".toml") or head in presets():
+        from codegen.asic_target import AsicTarget
+
+        return AsicTarget(head).make(text, options)
+    if head not in TARGETS.names():
+        known = ", ".join((*TARGETS.names(), *presets()))
+        raise UsageError(f"unknown target {head!r}; there are: {known}, or the path of a machine's .toml file")
+    return TARGETS.load(head).make(text, options)
+
+
+def _options(text: str, tail: str) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for part in tail.split(","):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if not (key and equals and value):
+            raise UsageError(f"--target {text!r}: options are written name:key=value,key=value")
+        if key in options:
+            raise UsageError(f"--target {text!r}: {key} is given twice")
+        options[key] = value
+    return options
