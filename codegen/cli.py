@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from codegen.cli_options import duration_s, json_target, shapes
-from codegen.cli_run import run
+from codegen.cli_run import INTERRUPTED, run
 from passes.errors import UsageError
 
 app = typer.Typer(
@@ -139,8 +139,9 @@ def _main(arguments: list[str], checkout: Path | None) -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except typer.Abort:
-        return 130
+    except (typer.Abort, KeyboardInterrupt):
+        print("interrupted: nothing was written", file=sys.stderr)
+        return INTERRUPTED
     except Exception as error:
         # Typer's errors of usage descend from click's, which it carries along under a private name.
         if not hasattr(error, "format_message"):

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
@@ -41,6 +42,8 @@ def run(
         with _interruptible():
             config = _config(model, config_path, values())
             _check_json_target(json_to)
+            if not (debug or sys.warnoptions):
+                warnings.simplefilter("ignore")  # what libraries tell programmers is nothing for users
             with _own_stdout(quiet) as stdout:
                 carry_out = _inspect if config.dry_run else _lower
                 return carry_out(config, stdout, json_to, verbose, quiet)

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import signal
+import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -84,8 +85,11 @@ def _foreign(output: Path) -> str | None:
     try:
         artifacts = json.loads((output / "report.json").read_bytes())["artifacts"]
         known |= {Path(path).parts[0] for path in artifacts.values() if path}
+        # --dump-ir may have written into the output as well.
+        dump = tomllib.loads((output / "config.toml").read_text(encoding="utf-8")).get("dump_ir")
+        known |= set() if dump is None else {Path(dump).parts[0]} - {os.pardir, os.sep}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
-        return min(names)  # without a report this is nobody's result
+        return min(names)  # without a readable report and configuration this is nobody's result
     return min(names - known, default=None)
 
 

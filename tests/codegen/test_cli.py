@@ -3,7 +3,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -49,6 +50,13 @@ REPORT = {
 Lower = Callable[[LowerConfig, Events], LowerResult]
 
 
+@pytest.fixture(autouse=True)
+def _warnings_as_a_user_has_them(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(sys, "warnoptions", [])
+    with warnings.catch_warnings():
+        yield
+
+
 @pytest.fixture
 def driver(monkeypatch: pytest.MonkeyPatch) -> Callable[[Lower], list[LowerConfig]]:
     """Puts ``lower`` in the driver's place; returns the list of configurations it is called with."""
@@ -77,6 +85,7 @@ def succeed(config: LowerConfig, events: Events) -> LowerResult:
     events.warning("a warning")
     os.write(1, b"stray line of a native library\n")
     print("stray line of Python")
+    warnings.warn("a library's warning", stacklevel=1)
     return LowerResult(REPORT, False, config.output)
 
 
@@ -224,6 +233,7 @@ def test_results_go_to_stdout_and_everything_else_to_stderr(driver: Any, capfd: 
     assert "stray" not in out and out.endswith(f"written to {tmp_path}/o\n")
     assert "stray line of a native library" in err and "stray line of Python" in err
     assert "done  solve" in err and "warning  a warning" in err and "a note" not in err
+    assert "a library's warning" not in err
     call("n.onnx", "-o", str(tmp_path / "o"), "-v")
     assert "note  a note" in capfd.readouterr().err
 

@@ -20,7 +20,9 @@ CHECKOUT = Path(codegen.workspace.__file__).parents[1]
 
 def result(folder: Path, text: str) -> None:
     (folder / "model.onnx").write_text(text)
-    (folder / "report.json").write_text(json.dumps({"schema": 1, "artifacts": {"onnx": "model.onnx", "ir": "ir/0"}}))
+    (folder / "report.json").write_text(json.dumps({"schema": 1, "artifacts": {"onnx": "model.onnx", "x": "x/0"}}))
+    (folder / "config.toml").write_text('dump_ir = "ir"\n')
+    (folder / "ir").mkdir()
 
 
 def finished(output: Path, text: str = "old") -> None:
@@ -29,13 +31,16 @@ def finished(output: Path, text: str = "old") -> None:
         space.commit()
 
 
+RESULT = {"out", "out/model.onnx", "out/report.json", "out/config.toml", "out/ir"}
+
+
 def everything(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
 def test_a_commit_leaves_the_result_and_nothing_else(tmp_path: Path) -> None:
     finished(tmp_path / "deep" / "out")
-    assert everything(tmp_path) == {"deep", "deep/out", "deep/out/model.onnx", "deep/out/report.json"}
+    assert everything(tmp_path) == {"deep", *(f"deep/{path}" for path in RESULT)}
 
 
 def test_the_output_appears_only_with_the_commit(tmp_path: Path) -> None:
@@ -56,7 +61,7 @@ def test_force_replaces_the_whole_result(tmp_path: Path, monkeypatch: pytest.Mon
         result(space.staging, "new")
         assert (tmp_path / "out" / "model.onnx").read_text() == "old"
         space.commit()
-    assert everything(tmp_path) == {"out", "out/model.onnx", "out/report.json"}
+    assert everything(tmp_path) == RESULT
     assert (tmp_path / "out" / "model.onnx").read_text() == "new"
 
 
@@ -71,7 +76,7 @@ def test_a_failed_run_leaves_nothing_and_an_old_result_untouched(tmp_path: Path)
     with pytest.raises(InputError), Workspace(tmp_path / "out", KEY, force=True) as space:
         result(space.staging, "half")
         raise InputError("x")
-    assert everything(tmp_path) == {"out", "out/model.onnx", "out/report.json"}
+    assert everything(tmp_path) == RESULT
     assert (tmp_path / "out" / "model.onnx").read_text() == "old"
 
 
@@ -112,7 +117,7 @@ def test_an_interrupted_run_leaves_no_result_and_can_go_on(
         assert restored[1] == {"done": 1}
         result(space.staging, "new")
         space.commit()
-    assert everything(tmp_path) == {"out", "out/model.onnx", "out/report.json"}
+    assert everything(tmp_path) == RESULT
     assert (output / "model.onnx").read_text() == "new"
 
 
@@ -136,7 +141,7 @@ def test_a_run_killed_between_two_renames_is_put_right(tmp_path: Path) -> None:
     (tmp_path / "out").rename(tmp_path / ".out.rankc" / "replaced")
     with pytest.raises(InputError), Workspace(tmp_path / "out", KEY):
         raise InputError("x")
-    assert everything(tmp_path) == {"out", "out/model.onnx", "out/report.json"}
+    assert everything(tmp_path) == RESULT
 
 
 def test_two_runs_on_one_output_are_refused(tmp_path: Path) -> None:
