@@ -28,14 +28,16 @@ from codegen.results import NO_GAIN, Facts, write_results
 from codegen.search import (
     EFFORTS,
     Attempt,
+    FeedsOf,
     Selection,
     Space,
     affordable,
+    batched,
     build_space,
     calibration_count,
     carry_out,
     fastest_within,
-    feeds_of,
+    one_by_one,
     outputs_under,
     relative_error,
 )
@@ -54,7 +56,7 @@ from passes.fuse_pointwise import FusePointwise
 from passes.instruments import DumpIR
 from passes.manager import PassManager
 from passes.onnx_graph import OnnxGraph
-from passes.onnx_stepper import Stepper
+from passes.onnx_stepper import Feeds, Stepper
 from passes.ranks.candidates import candidates
 from passes.ranks.problem import RankPlan
 
@@ -190,6 +192,7 @@ class _Search:
         self.data = data.head(count)
         self.correction = Correction(elements=self.effort.elements, sweeps=self.effort.sweeps, seed=config.seed)
         self.stepper: Stepper | None = None
+        self.feeds_of: FeedsOf = batched
 
     def samples(self, count: int) -> list[Mapping[str, Any]]:
         """Up to ``count`` single inferences of the data."""
@@ -199,7 +202,7 @@ class _Search:
         """The best attempt; its chains are ready to be put into the network."""
         solver = registry.SOLVERS.load(self.config.solver)
         self.stepper = self._walkable()
-        calibrated = self.data if self.calibrated and self.stepper is not None else None
+        feeds = None if self.stepper is None else self.feeds_of(self.data)
         config = self.config
         self.space = build_space(
             self.network,
@@ -207,7 +210,7 @@ class _Search:
             _formats(config.formats),
             Selection(config.include, config.exclude, config.margin),
             self.stepper,
-            calibrated,
+            feeds if self.calibrated else None,
             self.effort,
             self.correction,
             self.run_events,
@@ -224,43 +227,54 @@ class _Search:
                 "network cannot be walked layer by layer; give a budget such as --latency 60%"
             )
         else:
+            assert feeds is not None
             attempt, self.trace = fastest_within(
-                self.space, solver, self.config.max_error, self.stepper, self.data, correction, self.effort,
-                self.run_events,
-            )  # fmt: skip
+                self.space, solver, config.max_error, self.stepper, feeds, correction, self.effort, self.run_events
+            )
             return attempt
-        return carry_out(attempt, self.space, self.stepper, self.data, correction, self.run_events)
+        return carry_out(attempt, self.space, self.stepper, feeds, correction, self.run_events)
 
     def _walkable(self) -> Stepper | None:
-        """A stepper over the sites, once it has shown that it computes what onnxruntime computes."""
+        """A stepper over the sites, once it has shown that it computes what onnxruntime computes.
+
+        Sets ``feeds``: all samples as one batch where the network takes that, else sample by sample.
+        """
         scan = self.network.sites()
         sites, _ = Selection(self.config.include, self.config.exclude).of(scan.sites)
+        if all(site.in_body for site in sites):
+            return None
         with self.run_events.stage("check the walk"):
-            try:
-                stepper = Stepper(self.network.model(), sites)
-                sample = self.data.head(2)
-                walked = outputs_under(stepper, feeds_of(sample), {})
-                runs = [self.network.run(feeds) for feeds in sample.batches(1)]
-            except Exception as error:  # whatever an odd network provokes in torch or onnxruntime costs accuracy alone
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                self.run_events.warning(
-                    f"the network cannot be walked layer by layer, factors follow the weights alone: {reason}"
-                )
-                return None
-            names = [o.name for o in self.network.outputs]
-            reference = {
-                name: torch.cat([torch.from_numpy(np.array(outputs[i], ndmin=1)) for outputs in runs])
-                for i, name in enumerate(names)
-            }
-            walked = {name: torch.atleast_1d(walked[name]) for name in names}  # type: ignore[no-untyped-call]
-            same = all(walked[n].shape == reference[n].shape for n in names)
-            if not same or relative_error(walked, reference) > WALK_RELATIVE_L2:
-                self.run_events.warning(
-                    "the network cannot be walked layer by layer, factors follow the weights alone: "
-                    "a walk over several samples gives other outputs than single runs"
-                )
-                return None
-        return stepper
+            reason = ""
+            for feeds_of in (batched, one_by_one):
+                try:
+                    stepper = Stepper(self.network.model(), sites)
+                    reason = self._disagreement(stepper, feeds_of(self.data.head(2)))
+                except Exception as error:  # whatever an odd network provokes in torch costs accuracy alone
+                    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                if not reason:
+                    self.feeds_of = feeds_of
+                    return stepper
+            self.run_events.warning(
+                f"the network cannot be walked layer by layer, factors follow the weights alone: {reason}"
+            )
+        return None
+
+    def _disagreement(self, stepper: Stepper, feeds: Feeds) -> str:
+        """Where a walk over two samples and two runs of onnxruntime differ; empty when they do not."""
+        walked = outputs_under(stepper, feeds, {})
+        runs = [self.network.run(sample) for sample in self.data.head(2).batches(1)]
+        for index, spec in enumerate(self.network.outputs):
+            parts = [torch.from_numpy(np.array(outputs[index], ndmin=1)) for outputs in runs]
+            wanted = {spec.name: torch.cat(parts)}
+            found = {spec.name: torch.as_tensor(walked[spec.name]).reshape(-1)}
+            if found[spec.name].numel() != wanted[spec.name].numel():
+                return f"output {spec.name} of two samples has another size than that of single runs"
+            flat = {spec.name: wanted[spec.name].reshape(-1)}
+            error = relative_error(found, flat)
+            largest = float((found[spec.name] - flat[spec.name]).abs().max()) if flat[spec.name].numel() else 0.0
+            if error > WALK_RELATIVE_L2 and largest > WALK_MAX_ABS:
+                return f"output {spec.name} differs from single runs by {error:.2g} (relative L2)"
+        return ""
 
     def _replayed(self, path: Path) -> Attempt:
         """The attempt that a plan.json describes. InputError where it does not fit the network."""
@@ -302,6 +316,9 @@ def _harm(before: Cost, after: Cost) -> str:
 
 WALK_RELATIVE_L2 = 1e-3
 """A walk in torch against onnxruntime, float32 in both: beyond this it computes something else."""
+
+WALK_MAX_ABS = 1e-5
+"""For outputs that are almost 0, of which a relative error says nothing."""
 
 WRITTEN_RELATIVE_L2 = 1e-4
 """The written file against the network in memory: the same weights, so only the order of sums may differ."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -184,9 +184,18 @@ def calibration_count(ops: Sequence[OpWork], available: int) -> int:
     return max(1, min(available, int(by_time), int(by_memory)))
 
 
-def feeds_of(data: Dataset) -> Feeds:
-    """A data set as a walk takes it: one batch where the batch dimension is symbolic, else sample by sample."""
-    return data.feeds if data.dynamic else list(data.batches(1))
+FeedsOf = Callable[[Dataset], Feeds]
+"""How a data set is given to a walk."""
+
+
+def batched(data: Dataset) -> Feeds:
+    """All samples as one batch where every input has a symbolic batch dimension, else sample by sample."""
+    return data.feeds if data.dynamic else one_by_one(data)
+
+
+def one_by_one(data: Dataset) -> Feeds:
+    """Each sample as an inference of its own."""
+    return list(data.batches(1))
 
 
 def build_space(
@@ -195,12 +204,12 @@ def build_space(
     formats: Mapping[str, FactorFormat],
     selection: Selection,
     stepper: Stepper | None,
-    data: Dataset | None,
+    feeds: Feeds | None,
     effort: Effort,
     correction: Correction,
     events: Events,
 ) -> Space:
-    """Sites, candidates, prices and errors of a network. Without ``data`` the errors are those of the weights."""
+    """Sites, candidates, prices and errors of a network. Without ``feeds`` the errors are those of the weights."""
     scan = graph.sites()
     sites, notes = selection.of(scan.sites)
     ops = graph.workload()
@@ -211,10 +220,10 @@ def build_space(
         )
         baseline = model.network(ops)
     moments: dict[str, Moments] = {}
-    if stepper is not None and data is not None:
+    if stepper is not None and feeds is not None:
         with events.stage("collect statistics", len(stepper.sites)) as progress:
             moments, _ = moments_by_site(
-                stepper, feeds_of(data), effort.elements, correction.seed, lambda site: progress.advance(1, site.name)
+                stepper, feeds, effort.elements, correction.seed, lambda site: progress.advance(1, site.name)
             )
     scored = {}
     with events.stage("score candidates", len(sites)) as progress:
@@ -288,14 +297,14 @@ def carry_out(
     attempt: Attempt,
     space: Space,
     stepper: Stepper | None,
-    data: Dataset | None,
+    feeds: Feeds | None,
     correction: Correction | None,
     events: Events,
 ) -> Attempt:
-    """Makes the attempt's chains: corrected in sequence on ``data``, or by the weights alone without a correction.
+    """Makes the attempt's chains: corrected in sequence on ``feeds``, or by the weights alone without a correction.
 
     Sites that cannot be walked to (inside bodies) go by their weights in either case. The loss and the relative error
-    are those of the network's outputs on ``data``; NaN where it cannot be walked.
+    are those of the network's outputs on ``feeds``; NaN where it cannot be walked.
     """
     walked = set() if stepper is None else {s.name for s in stepper.sites.values()}
     chains: dict[str, Chain] = {}
@@ -303,15 +312,15 @@ def carry_out(
         choice = attempt.choices[site.name]
         if choice.format is not None and (correction is None or site.name not in walked):
             chains[site.name] = plain_chain(site, choice)
-    if stepper is None or data is None:
+    if stepper is None or feeds is None:
         return replace(attempt, chains=chains)
     if correction is None:
-        before, after = outputs_under(stepper, feeds_of(data), {}), outputs_under(stepper, feeds_of(data), chains)
+        before, after = outputs_under(stepper, feeds, {}), outputs_under(stepper, feeds, chains)
     else:
         choices = {name: c for name, c in attempt.choices.items() if name in walked}
         with events.stage("correct in sequence", len(choices)) as progress:
             corrected, before, after = correct(
-                stepper, feeds_of(data), choices, correction, progress=lambda site: progress.advance(1, site.name)
+                stepper, feeds, choices, correction, progress=lambda site: progress.advance(1, site.name)
             )
         chains |= corrected
     return replace(attempt, chains=chains, loss=divergence(after, before), relative_l2=relative_error(after, before))
@@ -348,12 +357,12 @@ def fastest_within(
     solver: RankSolver,
     max_error: float,
     stepper: Stepper,
-    data: Dataset,
+    feeds: Feeds,
     correction: Correction | None,
     effort: Effort,
     events: Events,
 ) -> tuple[Attempt, list[dict[str, Any]]]:
-    """The fastest plan whose outputs stay within ``max_error`` (relative L2) of the original's on ``data``.
+    """The fastest plan whose outputs stay within ``max_error`` (relative L2) of the original's on ``feeds``.
 
     Bisects the latency: the error is that of the network with corrected factors, not a sum over layers. Falls back to
     the network as it is when no plan stays within the error.
@@ -368,7 +377,7 @@ def fastest_within(
         for probe in range(7):
             middle = low + (high - low) / 2 if probe else low + (high - low) * 0.6
             attempt, _ = affordable(space, solver, {"latency": middle * full}, {}, effort)
-            attempt = carry_out(attempt, space, stepper, data, correction, events)
+            attempt = carry_out(attempt, space, stepper, feeds, correction, events)
             within = attempt.relative_l2 <= max_error
             trace.append(
                 {"predicted": {"latency": middle * full}, "network": {"latency": attempt.cost.latency},
