@@ -21,7 +21,8 @@ def drop_identities(surgery: Surgery) -> tuple[Note, ...]:
 
 def _passes_on(surgery: Surgery, node: gs.Node) -> str:
     """Why the node's output is its input; "" if it is not."""
-    if node.domain or not node.inputs or any(not out.is_empty() for out in node.outputs[1:]):
+    others = (out for out in node.outputs[1:] if not out.is_empty())
+    if node.domain or not node.inputs or not all(surgery.is_unused(out) for out in others):
         return ""
     attributes = surgery.attributes(node)
     if node.op == "Identity":

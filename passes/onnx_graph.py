@@ -100,6 +100,10 @@ class OnnxGraph:
         """The concrete shape of each input that the network is priced at."""
         return dict(self._input_shapes)
 
+    def random_feeds(self, seed: int) -> dict[str, NDArray[Any]]:
+        """Inputs of the priced shapes: standard normal floats, ones for integers, true for booleans."""
+        return onnx_runtime.random_feeds(self._surgery, self._input_shapes, seed)
+
     def _scan(self) -> tuple[dict[str, Reading], list[Note]]:
         readings, kept = {}, []
         for scope, node in self._surgery.nodes():

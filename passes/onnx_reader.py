@@ -39,11 +39,11 @@ def load(path: Path) -> ModelProto:
             raise InputError(f"{path} is empty; expected an ONNX model: copy or export it again")
         if size >= 1 << 31:
             raise InputError(f"{path} is larger than 2 GiB, which protobuf cannot read; export it with external data")
-        data = path.read_bytes()
+        model: ModelProto = ModelProto.FromString(path.read_bytes())
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; give the path of an .onnx file") from error
-    try:
-        model: ModelProto = ModelProto.FromString(data)
+    except RankcError:
+        raise
     except Exception as error:  # protobuf has several; all mean the same
         raise InputError(f"{path} is truncated, damaged or no ONNX model; export it again") from error
     with refusing(path):

@@ -44,7 +44,7 @@ def session(
         return onnxruntime.InferenceSession(str(path), options, providers)
 
 
-def random_feeds(surgery: Surgery, shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[str, Array]:
+def random_feeds(surgery: Surgery, shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Array]:
     """Inputs of the given shapes: normal floats, ones for integers, true for booleans."""
     rng = np.random.default_rng(seed)
     feeds: dict[str, Array] = {}
@@ -75,13 +75,13 @@ def settle(
         if first is not None and binding.shapes == first[0].shapes:
             break
         infer(surgery, binding.shapes)
-        notes = observe(surgery, random_feeds(surgery, binding.shapes))
+        notes = observe(surgery, random_feeds(surgery, binding.shapes, 0))
         if not any(note.node == MAIN for note in notes):
             return binding.shapes, (*binding.notes, *notes)
         first = first or (binding, notes)
     assert first is not None
     infer(surgery, first[0].shapes)
-    observe(surgery, random_feeds(surgery, first[0].shapes))
+    observe(surgery, random_feeds(surgery, first[0].shapes, 0))
     return first[0].shapes, (*first[0].notes, *first[1])
 
 

@@ -95,8 +95,7 @@ def _read_conv(surgery: Surgery, scope: Scope, node: gs.Node, static: StaticDims
     )
     dims = static.get((scope.path, node.inputs[0].name), ())
     fixed = len(dims) == n + 2 and None not in dims[2:]
-    resolve = _transposed_pads if transposed else _pads
-    geometry = replace(geometry, pads=resolve(geometry, attributes, x[2:], fixed))
+    geometry = replace(geometry, pads=resolved_pads(geometry, attributes, x[2:], fixed))
     value = _output_first(weight.value, geometry.groups) if transposed else weight.value
     stage = Stage(value, None if bias is None else bias.astype(value.dtype), geometry)
     if (x[1], y[1]) != (stage.in_channels, stage.out_channels) or geometry.output_spatial(x[2:]) != tuple(y[2:]):
@@ -105,6 +104,17 @@ def _read_conv(surgery: Surgery, scope: Scope, node: gs.Node, static: StaticDims
         node.name, node.op, stage, node.inputs[0].name, node.outputs[0].name, x, y, 1, bool(scope.path), weight.key
     )
     return Reading(site, scope, (node,), node.inputs[0], node.outputs[0], weight.dtype)
+
+
+def resolved_pads(
+    geometry: Geometry, attributes: dict[str, Any], spatial: tuple[int, ...], fixed: bool
+) -> tuple[int, ...]:
+    """Explicit pads (all begins, then all ends) for an input of ``spatial``.
+
+    ``fixed``: whether that size holds for every run. Raises Refusal where the pads depend on it and it does not.
+    """
+    resolve = _transposed_pads if geometry.transposed else _pads
+    return resolve(geometry, attributes, spatial, fixed)
 
 
 def _pads(geometry: Geometry, attributes: dict[str, Any], spatial: tuple[int, ...], fixed: bool) -> tuple[int, ...]:

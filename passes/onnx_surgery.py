@@ -243,6 +243,8 @@ class Surgery:
 
     def add_weight(self, scope: Scope, base: str, array: Array) -> gs.Constant:
         """A constant for ``array`` in the scope; an equal one that was added before serves again."""
+        if self.head.ir_version < 4:  # there, only the main graph may have constants that are no inputs
+            scope = self.main
         if self.spills and array.nbytes >= SPILLED_BYTES:
             array = spilled(array)
         weight = Weight.from_array("", array)

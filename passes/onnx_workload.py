@@ -6,14 +6,15 @@ the node that reads them. A constant counts once, with its first reader.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 
 import onnx_graphsurgeon as gs
 
 from passes.core.cost import OpWork, StageWork
 from passes.core.site import Geometry, Site
-from passes.onnx_constants import is_constant
-from passes.onnx_sites import KIN, Reading
+from passes.onnx_constants import Refusal, is_constant
+from passes.onnx_sites import KIN, Reading, resolved_pads
 from passes.onnx_surgery import Surgery
 
 
@@ -114,18 +115,21 @@ class Workload:
         if x is None or w is None or len(w) != len(x):
             return None
         attributes = self.surgery.attributes(node)
-        n, groups, transposed = len(x) - 2, attributes.get("group", 1), node.op == "ConvTranspose"
-        geometry = Geometry(
-            w[2:],
-            tuple(attributes.get("strides", ())),
-            tuple(attributes.get("dilations", ())),
-            tuple(attributes.get("pads", (0,) * (2 * n))),
-            groups,
-            transposed,
-            tuple(attributes.get("output_padding", ())) if transposed else (),
-        )
+        transposed = node.op == "ConvTranspose"
+        try:
+            geometry = Geometry(
+                w[2:],
+                tuple(attributes.get("strides", ())),
+                tuple(attributes.get("dilations", ())),
+                groups=attributes.get("group", 1),
+                transposed=transposed,
+                output_padding=tuple(attributes.get("output_padding", ())) if transposed else (),
+            )
+            geometry = replace(geometry, pads=resolved_pads(geometry, attributes, x[2:], fixed=True))
+        except (ValueError, ArithmeticError, LookupError, TypeError, Refusal):
+            return None  # a node that nobody can run: the reader keeps it with its reason
         if geometry.output_spatial(x[2:]) != out[2:]:
-            return None  # implicit padding: without the resolved pads the work would be wrong
+            return None
         return StageWork(geometry, x[1], out[1], x[2:], x[0], len(shapes) > 2)
 
     def _matmul_stage(

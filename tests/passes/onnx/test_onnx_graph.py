@@ -127,7 +127,7 @@ def test_layers_with_something_between_are_not_adjacent() -> None:
 def test_identities_go_and_outputs_keep_their_names() -> None:
     model = chain_model(
         helper.make_node("Identity", ["h"], ["i"], "identity"),
-        helper.make_node("Dropout", ["i", "ratio"], ["d"], "dropout"),
+        helper.make_node("Dropout", ["i", "ratio"], ["d", "mask"], "dropout"),
         helper.make_node("Cast", ["d"], ["c"], "cast", to=TensorProto.FLOAT),
         helper.make_node("Transpose", ["c"], ["t"], "transpose", perm=[0, 1, 2, 3]),
         helper.make_node("Relu", ["t"], ["r"], "relu"),
@@ -243,6 +243,46 @@ def test_unknown_operators_and_attributes_pass_through() -> None:
     graph.check()
     with pytest.raises(UnsupportedError, match="onnxruntime cannot load the network"):
         graph.run(FEEDS)
+
+
+def test_odd_but_valid_graphs_pass_through() -> None:
+    """A constant and an input among the outputs, nodes without names, an operand read twice, inputs left out."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"]),
+        helper.make_node("Mul", ["h", "h"], ["s"]),
+        helper.make_node("Clip", ["s", "", "top"], ["y"]),
+    ]
+    model = model_of(nodes, {"x": [2, 3]}, {"y": [2, 3]}, {"w": array(3, 3), "top": np.asarray(9, np.float32)})
+    model.graph.output.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [3, 3]))
+    model.graph.output.append(helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3]))
+    graph = OnnxGraph.from_model(model)
+    assert graph.clone().model() == graph.model() == model
+    (site,) = graph.sites().sites
+    assert site.name == "MatMul:h"
+    graph.replace(site, outer(site.stage))
+    assert graph.drop_identities() == graph.drop_dead_code() == ()
+    graph.check()
+    feeds = {"x": array(2, 3)}
+    for value, reference in zip(graph.run(feeds), run(model, feeds), strict=True):
+        assert relative_l2(value, reference) < 1e-5
+
+
+def test_layers_that_are_no_sites_are_priced_too() -> None:
+    nodes = [
+        helper.make_node("DequantizeLinear", ["q", "s"], ["w"], "dequantize"),
+        helper.make_node("Conv", ["x", "w"], ["c"], "conv", auto_pad="SAME_LOWER", strides=[2, 2]),
+        helper.make_node("Flatten", ["c"], ["f"], "flatten", axis=2),
+        helper.make_node("LSTM", ["f3", "lw", "lr"], ["o", "", ""], "lstm", hidden_size=4, direction="bidirectional"),
+        helper.make_node("Unsqueeze", ["f", "one"], ["f3"], "unsqueeze"),
+    ]
+    nodes[3], nodes[4] = nodes[4], nodes[3]
+    weights = {"q": np.ones((5, 3, 3, 3), np.int8), "s": np.asarray(0.1, np.float32), "one": np.asarray([1], np.int64)}
+    weights |= {"lw": array(2, 16, 16), "lr": array(2, 16, 4)}
+    model = model_of(nodes, {"x": [1, 3, 7, 8]}, {"o": [5, 2, 1, 4]}, weights)
+    graph = OnnxGraph.from_model(model)
+    macs = {op.name: op.stage.macs for op in graph.workload() if op.stage is not None}
+    # conv: 4 x 4 outputs, 5 x 27 weights; LSTM: 5 steps, 2 directions, 4 gates of 4, 16 inputs and 4 states
+    assert macs == {"conv": 16 * 5 * 27, "lstm": 5 * 2 * 16 * (16 + 4)}
 
 
 def test_equal_networks_have_equal_listings() -> None:

@@ -11,7 +11,6 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from passes import onnx_runtime
 from passes.core.reference import relative_l2
 from passes.onnx_graph import OnnxGraph
 from passes.onnx_surgery import Surgery
@@ -31,10 +30,6 @@ EXPECTED = {  # sites, kept, affines: counted in the files by hand (convs, Gemms
     "ultraface_RFB-320": (52, 0, 35),
     "yunet_n_dynamic": (59, 0, 0),
 }
-
-
-def feeds_for(graph: OnnxGraph) -> dict[str, Any]:
-    return onnx_runtime.random_feeds(graph._surgery, graph.input_shapes, seed=1)
 
 
 def close(value: NDArray[Any], wanted: NDArray[Any]) -> bool:
@@ -65,7 +60,7 @@ def test_comes_back_from_disk_as_it_was(name: str, tmp_path: Path) -> None:
     assert list(values) == [t.name for t in source.graph.initializer]
     for tensor in source.graph.initializer:
         np.testing.assert_array_equal(values[tensor.name], numpy_helper.to_array(tensor))
-    feeds = feeds_for(graph)
+    feeds = graph.random_feeds(1)
     for value, reference in zip(run(written, feeds), run(source, feeds), strict=True):
         np.testing.assert_array_equal(value, reference)
 
@@ -74,7 +69,7 @@ def test_comes_back_from_disk_as_it_was(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [name for name, (sites, _, _) in EXPECTED.items() if sites])
 def test_survives_exact_chains_everywhere(name: str, maker: Any) -> None:
     graph = OnnxGraph.read(MODELS / f"{name}.onnx")
-    feeds = feeds_for(graph)
+    feeds = graph.random_feeds(1)
     reference = graph.run(feeds)
     inputs, outputs = graph.inputs, graph.outputs
     for site in graph.sites().sites:
@@ -89,7 +84,7 @@ def test_survives_exact_chains_everywhere(name: str, maker: Any) -> None:
 @pytest.mark.parametrize("name", EXPECTED)
 def test_cleanup_and_folding_change_no_output(name: str) -> None:
     graph = OnnxGraph.read(MODELS / f"{name}.onnx")
-    feeds = feeds_for(graph)
+    feeds = graph.random_feeds(1)
     reference = graph.run(feeds)
     sites = len(graph.sites().sites)
     for affine in graph.affines():
