@@ -12,6 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from codegen.child_process import end_with_parent
+
 if TYPE_CHECKING:
     import onnx
 
@@ -28,6 +30,8 @@ class _Refused(Exception):
 
 
 def main(request_path: str, answer_path: str) -> None:
+    end_with_parent()
+    end_with_parent()
     request = json.loads(Path(request_path).read_bytes())
     try:
         answer = _build(Path(request["model"]), Path(request["library"]), request["shapes"])

@@ -1,6 +1,6 @@
 """The checking process: ``python -m codegen.tvm_check_child REQUEST ANSWER``; see :mod:`codegen.tvm_check`.
 
-It imports NumPy and TVM's runtime, nothing else: what a deployment has.
+Of libraries it imports NumPy and TVM's runtime, nothing else: what a deployment has.
 """
 
 from __future__ import annotations
@@ -11,8 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
+from codegen.child_process import end_with_parent
+
 
 def main(request_path: str, answer_path: str) -> None:
+    end_with_parent()
+    end_with_parent()
     request = json.loads(Path(request_path).read_bytes())
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # tvm_ffi would load it for interchange
     import tvm

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +155,34 @@ def test_a_crash_of_a_child_is_an_answer(tmp_path: Path, monkeypatch: pytest.Mon
     assert (crashed.reason, crashed.log.splitlines()[0]) == ("crashed (SIGABRT)", "so far")
     assert call("sleeping", {}, timeout_s=0.5) == Failure("took longer than 0.5 s", "")
     assert call("silent", {}) == Failure("failed: no message", "")
+
+
+ORPHAN = """
+import sys, time
+from codegen.child_process import end_with_parent
+end_with_parent()
+open(sys.argv[1], "w").close()
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's death")
+def test_a_child_does_not_outlive_a_killed_parent(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    parent_code = (
+        "import subprocess, sys, time\nsubprocess.Popen([sys.executable, '-c', *sys.argv[1:]])\ntime.sleep(60)"
+    )
+    root = Path(codegen.tvm_build.__file__).parents[1]
+    with subprocess.Popen(
+        [sys.executable, "-c", parent_code, ORPHAN, str(ready)], cwd=root, stdout=subprocess.PIPE
+    ) as parent:
+        while not ready.exists():
+            assert parent.poll() is None
+            time.sleep(0.01)
+        parent.kill()
+        assert parent.stdout is not None
+        # The child holds the other end of the pipe: it ends when the child does, long before its 60 seconds.
+        assert parent.stdout.read() == b""
 
 
 def test_the_difference_is_of_the_worst_output() -> None:
