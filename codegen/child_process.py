@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import ctypes
 import json
 import os
 import signal
@@ -15,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_PR_SET_PDEATHSIG = 1
 _PR_SET_PDEATHSIG = 1
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -64,18 +62,6 @@ def call(
             return Failure(f"failed: {last}", log)
         answer: dict[str, Any] = json.loads(answered.read_bytes())
         return answer
-
-
-def end_with_parent() -> None:
-    """Called first in a child: it is killed when its parent dies, so it never writes into a later run.
-
-    Only Linux can do that; elsewhere an orphan works on to its end.
-    """
-    if sys.platform == "linux":
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died in between
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def end_with_parent() -> None:

@@ -31,7 +31,6 @@ class _Refused(Exception):
 
 def main(request_path: str, answer_path: str) -> None:
     end_with_parent()
-    end_with_parent()
     request = json.loads(Path(request_path).read_bytes())
     try:
         answer = _build(Path(request["model"]), Path(request["library"]), request["shapes"])

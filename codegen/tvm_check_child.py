@@ -16,7 +16,6 @@ from codegen.child_process import end_with_parent
 
 def main(request_path: str, answer_path: str) -> None:
     end_with_parent()
-    end_with_parent()
     request = json.loads(Path(request_path).read_bytes())
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # tvm_ffi would load it for interchange
     import tvm
