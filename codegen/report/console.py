@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -12,15 +12,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from codegen.events import Progress as StageProgress
 from codegen.report.html import METRICS
@@ -31,21 +32,36 @@ _FILE_WIDTH = 160
 """Columns where the output is no terminal: wide enough that tables in a log are not folded."""
 
 
+class _Left(ProgressColumn):
+    """Steps and the time left, where the number of steps is known."""
+
+    def render(self, task: Task) -> Text:
+        if task.total is None:
+            return Text()
+        left = "" if task.time_remaining is None else f", {duration(task.time_remaining)} left"
+        return Text(f"{task.completed:.0f} of {task.total:.0f}{left}")
+
+
 class _TaskProgress:
     def __init__(self, bars: Progress, task: TaskID) -> None:
         self._bars, self._task = bars, task
 
     def advance(self, n: int = 1, note: str = "") -> None:
-        self._bars.update(self._task, advance=n, note=escape(note))
+        self._bars.advance(self._task, n)
+        if note:
+            self._bars.update(self._task, note=escape(note))
 
 
 class ConsoleEvents:
     """Progress bars with the time left on a terminal, a line per finished stage anywhere else. A context manager.
 
-    ``verbose`` shows notes as well; warnings are always shown.
+    ``verbose`` shows notes as well; warnings are always shown. ``clock`` gives seconds.
     """
 
-    def __init__(self, *, verbose: bool = False, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, *, verbose: bool = False, stream: TextIO | None = None, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self._clock = clock
         self._console = _console(stream or sys.stderr)
         self._verbose = verbose
         self._depth = 0
@@ -53,12 +69,11 @@ class ConsoleEvents:
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            _Left(),
             TextColumn("{task.fields[note]}", style="dim"),
             console=self._console,
+            get_time=clock,
             transient=True,
             disable=not self._console.is_terminal,
         )
@@ -73,7 +88,7 @@ class ConsoleEvents:
     @contextmanager
     def stage(self, name: str, total: int | None = None) -> Iterator[StageProgress]:
         task = self._bars.add_task("  " * self._depth + escape(name), total=total, note="")
-        started = time.perf_counter()
+        started = self._clock()
         self._depth += 1
         try:
             yield _TaskProgress(self._bars, task)
@@ -81,7 +96,7 @@ class ConsoleEvents:
             self._depth -= 1
             self._bars.remove_task(task)
         if self._depth == 0:
-            self._console.print(f"[green]done[/]  {escape(name)}  [dim]{duration(time.perf_counter() - started)}[/]")
+            self._console.print(f"[green]done[/]  {escape(name)}  [dim]{duration(self._clock() - started)}[/]")
 
     def note(self, text: str) -> None:
         if self._verbose:
@@ -89,6 +104,7 @@ class ConsoleEvents:
 
     def warning(self, text: str) -> None:
         self._console.print(f"[yellow]warning[/]  {escape(text)}")
+        self._bars.refresh()
 
 
 def print_report(report: dict[str, Any], *, explain: bool = False, stream: TextIO | None = None) -> None:

@@ -258,6 +258,31 @@ def test_console_events_write_plain_lines_to_a_file() -> None:
         assert lines[1:] == (["note  a [note]"] if verbose else []) + ["warning  a [warning]"]
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_steps_and_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    out = Terminal()
+    now = [0.0]
+    with ConsoleEvents(stream=out, clock=lambda: now[0]) as events:
+        with events.stage("correct", 8) as progress:
+            for second in range(7):
+                now[0] = float(second)
+                progress.advance(note="conv1" if second == 0 else "")
+            events.warning("w")  # draws the bars anew: one of 8 steps of a second each is left
+        with events.stage("read"):
+            events.warning("w")
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
+    assert re.search(r"correct .*7 of 8, 1\.0 s left conv1", text), text
+    drawn = [line for line in re.split(r"[\r\n]+", text) if "read" in line and "done" not in line]
+    assert drawn and not any("left" in line or "of" in line for line in drawn)
+
+
 def test_console_events_close_their_bars_when_a_stage_fails() -> None:
     out = io.StringIO()
     with pytest.raises(ValueError, match="x"), ConsoleEvents(stream=out) as events, events.stage("solve"):
