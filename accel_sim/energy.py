@@ -13,7 +13,8 @@ def layer_energy_pj(spec: MachineSpec, price: Any, macs: int) -> float:
     ``macs`` are the useful ones: elements that hold a zero weight or no input are taken as gated.
     """
     table = spec.energy
-    dram_bytes = int(price["input_bytes"]) + int(price["weight_bytes"]) + int(price["output_bytes"])
+    moved = ("input_bytes", "weight_bytes", "residual_bytes", "output_bytes")
+    dram_bytes = sum(int(price[name]) for name in moved)
     return (
         macs * table.mac_pj
         + int(price["scratchpad_read_bytes"]) * table.scratchpad_read_pj_per_byte

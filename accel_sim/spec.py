@@ -26,6 +26,7 @@ class ArraySpec:
     ``rows`` is the side along which partial sums travel (the K axis of a weight-stationary GEMM), ``columns`` the side
     the results leave on. ``weight_shadow``: a second register per element takes the next stationary tile while the
     present one computes. ``drain_overlap``: the same for output-stationary results on their way out.
+    ``residual_on_drain``: a second map, as it lies in DRAM, can be added to the results before they leave.
     """
 
     rows: int = field(metadata=_limits(1, 4096))
@@ -33,6 +34,7 @@ class ArraySpec:
     dataflows: tuple[str, ...] = field(metadata={"choices": DATAFLOWS})
     weight_shadow: bool
     drain_overlap: bool
+    residual_on_drain: bool
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,14 @@ Prices are for the machine's own data width (int8 for the presets), whatever typ
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from accel_sim.energy import vector_energy_pj
 from accel_sim.pricing.layer import Layer, conv_layer, transposed_conv_layer
 from accel_sim.pricing.price_list import ChainPrice, LayerPrice, NoTilingError, PriceList
 from accel_sim.spec import MachineSpec
-from codegen.asic_network import Role, assign_roles
+from codegen.asic_network import Role, schedule
 from codegen.asic_ops import elements, host_macs, vector_operations
 from passes.core.cost import Cost, Kind, OpWork, StageWork
 from passes.errors import UnsupportedError
@@ -31,7 +31,8 @@ class LayerRow:
 
     ``unit``: array, vector, host, "on the way out" (applied while a result leaves the array) or free. ``bound`` says
     what the time of an operator on the array or the vector unit goes to: "compute", "dram", or "fill" where neither
-    is busy for 80 % of the time. ``on_chip``: its input, output, or both never leave the chip.
+    is busy for 80 % of the time. ``on_chip``: its input, output, or both never leave the chip. ``residual``: the
+    addition that it carries out, or an empty string.
     """
 
     name: str
@@ -44,6 +45,7 @@ class LayerRow:
     tiling: str = ""
     bound: str = ""
     on_chip: str = ""
+    residual: str = ""
 
     @property
     def dram_bytes(self) -> int:
@@ -79,10 +81,17 @@ class AsicLatency:
             self._costs[work] = cost.with_weights(params, params * self._weight_file_bytes)
         return [self._costs[work] for work in works]
 
-    def chain_prices(self, works: Sequence[tuple[StageWork, ...]]) -> list[ChainPrice]:
-        """The prices behind :meth:`chains`: tilings per stage, what stays on chip, the cost layer by layer."""
+    def chain_prices(self, works: Sequence[tuple[StageWork, ...]], residuals: Sequence[bool] = ()) -> list[ChainPrice]:
+        """The prices behind :meth:`chains`: tilings per stage, what stays on chip, the cost layer by layer.
+
+        ``residuals``: whether the last stage of each work adds a map from DRAM to its result; by default none does.
+        """
+        layers = [tuple(self._layer(stage) for stage in work) for work in works]
+        for i, residual in enumerate(residuals):
+            if residual:
+                layers[i] = (*layers[i][:-1], replace(layers[i][-1], residual=True))
         try:
-            return self._prices.chains([tuple(self._layer(stage) for stage in work) for work in works])
+            return self._prices.chains(layers)
         except NoTilingError as error:
             raise UnsupportedError(str(error)) from error
 
@@ -96,15 +105,29 @@ class AsicLatency:
 
     def layers(self, ops: Sequence[OpWork]) -> list[LayerRow]:
         """One row per operator, in the order of ``ops``."""
-        roles, chains = assign_roles(ops)
-        works = [tuple(stage for i in chain if (stage := ops[i].stage) is not None) for chain in chains]
+        plan = schedule(ops, self.spec.array.residual_on_drain)
+        works = [tuple(stage for i in chain if (stage := ops[i].stage) is not None) for chain in plan.chains]
+        prices = self.chain_prices(works)
+        taking = [at for at, chain in enumerate(plan.chains) if chain[-1] in plan.sums]
+        summed = self.chain_prices([works[at] for at in taking], [True] * len(taking))
+        apart: dict[int, LayerRow] = {}
+        for at, price in zip(taking, summed, strict=True):
+            i = plan.sums[plan.chains[at][-1]]
+            row = self._vector_row(ops[i])
+            if price.cycles <= prices[at].cycles + row.cycles:
+                prices[at] = price
+            else:  # bursts cut into small pieces: a pass of its own is cheaper
+                apart[i] = row
         on_array: dict[int, LayerPrice] = {}
-        for chain, price in zip(chains, self.chain_prices(works), strict=True):
+        for chain, price in zip(plan.chains, prices, strict=True):
             on_array |= dict(zip(chain, price.stages, strict=True))
         rows = []
-        for i, (op, role) in enumerate(zip(ops, roles, strict=True)):
+        for i, (op, role) in enumerate(zip(ops, plan.roles, strict=True)):
             if i in on_array:
-                row = self._array_row(op, on_array[i])
+                residual = ops[plan.sums[i]].name if on_array[i].layer.residual else ""
+                row = replace(self._array_row(op, on_array[i]), residual=residual)
+            elif i in apart:
+                row = apart[i]
             elif role is Role.MATMUL:
                 row = self._matmul_row(op)
             elif role is Role.VECTOR:

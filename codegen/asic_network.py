@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
 
 from codegen.asic_ops import (
@@ -30,47 +31,76 @@ class Role(Enum):
     HOST = "host"
 
 
-def assign_roles(ops: Sequence[OpWork]) -> tuple[list[Role], list[tuple[int, ...]]]:
-    """A role per operator, and the chains: indices of stages that follow each other directly.
+@dataclass(frozen=True)
+class Schedule:
+    """What runs where, by the operators' places in the network.
+
+    ``roles``: one per operator. ``chains``: stages that follow each other directly; every stage is in one of them.
+    ``sums``: by the stage that takes a residual, the last of its chain, the addition; its role is EPILOGUE.
+    """
+
+    roles: tuple[Role, ...]
+    chains: tuple[tuple[int, ...], ...]
+    sums: dict[int, int]
+
+
+def schedule(ops: Sequence[OpWork], residual_on_drain: bool) -> Schedule:
+    """Finds chains, what is applied on the way out, and a unit for everything else.
 
     Two stages form a chain if the second is the only reader of what the first gives, in the same shape, and nothing
     stands between them but operators that do nothing to int8 data, or a bias. An activation, a BatchNormalization, or
     arithmetic with a constant per channel is applied on the way out if it alone reads the result of a stage, of a
     product of activations, or of an operator on the vector unit.
+
+    With ``residual_on_drain``, so is the sum of a stage's result, with no more than a bias, a scale or a
+    BatchNormalization applied, and another map of the same shape, if the sum alone reads that result: the later stage
+    takes the other map, as a residual, if both are such results. The other map can always be had before the stage
+    runs, whatever the order of ``ops``: all that depends on the stage goes through the sum.
     """
     readers = Counter(name for op in ops for name in set(op.inputs))
     # The operator that each tensor comes from, if nothing but fused and transparent ones followed, and whether a chain
     # may still go on there.
     source: dict[str, int] = {}
     chainable: set[str] = set()
+    summable: set[str] = set()
+    sums: dict[int, int] = {}
     roles: list[Role] = []
     previous: dict[int, int] = {}
     for i, op in enumerate(ops):
         alone = [name for name in op.inputs if name in source and readers[name] == 1]
         before = source[alone[0]] if len(alone) == 1 and len(op.input_shapes) <= 1 else None
         role = _role(op, before is not None)
+        stage = _sum_stage(ops, op, alone, source, summable) if residual_on_drain and role is Role.VECTOR else None
+        if stage is not None:
+            role = Role.EPILOGUE
+            sums[stage] = i
         roles.append(role)
         if role is Role.STAGE and before is not None and alone[0] in chainable and _connects(ops[before], op):
             previous[i] = before
         if len(op.outputs) != 1:
             continue
-        if role in (Role.STAGE, Role.MATMUL, Role.VECTOR):
+        if stage is not None:
+            source[op.outputs[0]] = stage
+        elif role in (Role.STAGE, Role.MATMUL, Role.VECTOR):
             source[op.outputs[0]] = i
             if role is Role.STAGE:
                 chainable.add(op.outputs[0])
+                summable.add(op.outputs[0])
         elif before is not None and (role is Role.EPILOGUE or op.op in TRANSPARENT):
             source[op.outputs[0]] = before
             if alone[0] in chainable and (op.op in TRANSPARENT or op.op == "Add"):
                 chainable.add(op.outputs[0])
+            if alone[0] in summable and op.op not in ACTIVATIONS:
+                summable.add(op.outputs[0])
     follows = {before: after for after, before in previous.items()}
-    chains = []
+    chains: list[tuple[int, ...]] = []
     for i, role in enumerate(roles):
         if role is Role.STAGE and i not in previous:
             chain = [i]
             while chain[-1] in follows:
                 chain.append(follows[chain[-1]])
             chains.append(tuple(chain))
-    return roles, chains
+    return Schedule(tuple(roles), tuple(chains), sums)
 
 
 def _role(op: OpWork, can_follow: bool) -> Role:
@@ -94,6 +124,18 @@ def _is_epilogue(op: OpWork) -> bool:
         return True
     # A constant as large as the map would have to be loaded: that is no bias.
     return op.op in CONSTANT_ARITHMETIC and op.weight_params <= max(op.input_shapes[0])
+
+
+def _sum_stage(
+    ops: Sequence[OpWork], op: OpWork, alone: list[str], source: dict[str, int], summable: set[str]
+) -> int | None:
+    """The stage that takes a residual, if ``op`` adds one to its result: the last of those that could."""
+    if op.op != "Add" or len(set(op.inputs)) != 2 or {*op.input_shapes} != {*op.output_shapes}:
+        return None
+    stages = [source[name] for name in alone if name in summable]
+    # A reshaped result would be another map to the store.
+    stages = [i for i in stages if ops[i].output_shapes == op.output_shapes]
+    return max(stages, default=None)
 
 
 def _connects(first: OpWork, second: OpWork) -> bool:

@@ -18,7 +18,8 @@ PRICE = np.dtype(
     [
         (name, np.int64)
         for name in (
-            *("cycles", "array_cycles", "channel_cycles", "input_bytes", "weight_bytes", "output_bytes"),
+            *("cycles", "array_cycles", "channel_cycles"),
+            *("input_bytes", "weight_bytes", "residual_bytes", "output_bytes"),
             *("scratchpad_read_bytes", "scratchpad_write_bytes"),
             *("accumulator_read_bytes", "accumulator_write_bytes", "steps"),
             *("dataflow", "order", "level", "tile_size", "tile_filters", "tile_channels", "pack"),
@@ -51,6 +52,9 @@ def fits(layer: Any, machine: Any, price: Any, max_positions: int, max_inputs: i
     Positions first: a held input is one position tile with all its channels, held weights are all of them. Filters
     first: held weights are one filter tile with all its channels, a held input is the whole map. Whatever changes
     during the layer has a second buffer on a double-buffered machine.
+
+    A residual takes no room of its own: it is widened into the accumulators that its tile computes in. These are free
+    by then, for its load follows the store that frees them through the same channel.
     """
     pack, tn, tc = price.pack, price.tile_filters, price.tile_channels
     channels, filters, groups = layer.channels * pack, layer.filters * pack, layer.groups // pack
@@ -189,6 +193,8 @@ def sum_tiles(
     if not layer.input_on_chip:
         whole = tc == channels and pack == layer.groups
         total.first_bytes += map_bytes(inputs[0], price.level, segments[0], tc, whole, machine)
+    if layer.residual:
+        total.first_bytes += output_tile(layer, machine, price, positions[0], segments[0], tn)[0]
 
 
 @compiled
@@ -207,13 +213,16 @@ def bound_cycles(layer: Any, machine: Any, price: Any, position_tiles: int, inpu
     price.input_bytes = groups * input_once_bytes * (1 if price.hold_input else filter_tiles)
     price.weight_bytes = groups * total.weight_bytes * (1 if price.hold_weights else position_tiles)
     price.output_bytes = total.output_bytes * groups
+    price.residual_bytes = price.output_bytes if layer.residual else 0
 
     loads = steps
     if price.hold_weights and layer.input_on_chip:
         loads = filter_tiles * channel_tiles
     elif price.hold_weights and price.hold_input:
         loads = (position_tiles + filter_tiles - 1) * channel_tiles
-    load_cycles = channel_cycles(price.input_bytes + price.weight_bytes, machine.rate)
+    if layer.residual:
+        loads = max(loads, position_tiles * filter_tiles)
+    load_cycles = channel_cycles(price.input_bytes + price.weight_bytes + price.residual_bytes, machine.rate)
     waits = machine.latency * (1 if machine.pipelined else loads * groups)
     end = total.last_output_cycles + (0 if layer.output_on_chip else machine.latency)
     price.channel_cycles = load_cycles
@@ -258,6 +267,7 @@ def fill_steps(
     weights = np.empty((2, 2), np.int64)
     array = np.empty((2, 2, 2), np.int64)
     out = np.empty((2, 2), np.int64)
+    residual = np.zeros((2, 2), np.int64)
     for f in range(2):
         n = n_last if f else tn
         for c in range(2):
@@ -269,7 +279,9 @@ def fill_steps(
                 )
         for e in range(2):
             at = count - 1 if e else 0
-            out[e, f] = output_tile(layer, machine, price, positions[at], segments[at], n)[1]
+            tile_bytes, out[e, f] = output_tile(layer, machine, price, positions[at], segments[at], n)
+            if layer.residual:
+                residual[e, f] = tile_bytes
 
     outer = filter_tiles if price.order == FILTERS_FIRST else position_tiles
     inner = position_tiles if price.order == FILTERS_FIRST else filter_tiles
@@ -295,6 +307,8 @@ def fill_steps(
                         )
                     elif loads_weights:
                         moved += weights[last_f, last_c]
+                    if c == 0:  # the value that the tile's sums start from
+                        moved += residual[e, last_f]
                     load[step] = channel_cycles(moved, machine.rate)
                     compute[step] = array[e, last_f, last_c]
                     store[step] = 0

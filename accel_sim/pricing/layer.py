@@ -22,14 +22,14 @@ LAYER = np.dtype(
             *("batch", "groups", "channels", "filters", "taps", "bias"),
             *("out_d", "out_h", "out_w", "in_d", "in_h", "in_w"),
             *("stride_d", "stride_h", "stride_w", "reach_d", "reach_h", "reach_w", "pad_d", "pad_h", "pad_w"),
-            *("macs", "input_on_chip", "output_on_chip", "reserved_bytes"),
+            *("macs", "input_on_chip", "output_on_chip", "reserved_bytes", "residual"),
         )
     ]
 )
 """One layer: ``channels`` and ``filters`` per group; ``reach`` = dilated extent of the kernel, ``pad`` = at the begin.
 
 ``input_on_chip``/``output_on_chip``: the map is in the scratchpad before / stays there after, and ``reserved_bytes``
-of the scratchpad are taken by such maps.
+of the scratchpad are taken by such maps. ``residual``: a second map of the output's shape is added to it.
 """
 
 
@@ -38,7 +38,8 @@ class Layer:
     """One convolution or GEMM. ``out``, ``size`` (input), ``stride``, ``reach`` and ``pad`` are (depth, height, width).
 
     ``channels`` and ``filters`` count per group. ``macs`` are the useful multiply-adds, zero weights that the mapping
-    adds left out. ``input_elements``/``output_elements`` are the sizes of the whole maps.
+    adds left out. ``input_elements``/``output_elements`` are the sizes of the whole maps. ``residual``: a map of the
+    output's shape is loaded from DRAM into the accumulators, tile by tile, and so added to the output.
     """
 
     batch: int
@@ -54,6 +55,7 @@ class Layer:
     pad: tuple[int, int, int]
     macs: int
     output_elements: int
+    residual: bool = False
 
     @property
     def input_elements(self) -> int:
@@ -62,11 +64,13 @@ class Layer:
     def row(
         self, input_on_chip: bool = False, output_on_chip: bool = False, reserved_bytes: int = 0
     ) -> tuple[int, ...]:
-        """The layer as one row of :data:`LAYER`."""
+        """The layer as one row of :data:`LAYER`. A sum with a residual goes to DRAM: ValueError if it should stay."""
+        if self.residual and output_on_chip:
+            raise ValueError("a result that a residual is added to cannot stay on chip")
         return (
             *(self.batch, self.groups, self.channels, self.filters, self.taps, int(self.bias)),
             *(*self.out, *self.size, *self.stride, *self.reach, *self.pad),
-            *(self.macs, int(input_on_chip), int(output_on_chip), reserved_bytes),
+            *(self.macs, int(input_on_chip), int(output_on_chip), reserved_bytes, int(self.residual)),
         )
 
 

@@ -42,7 +42,9 @@ class LayerPrice:
 
     @property
     def dram_bytes(self) -> int:
-        return int(self.record["input_bytes"]) + int(self.record["weight_bytes"]) + int(self.record["output_bytes"])
+        record = self.record
+        inward = int(record["input_bytes"]) + int(record["weight_bytes"]) + int(record["residual_bytes"])
+        return inward + int(record["output_bytes"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +94,10 @@ class PriceList:
         return [chain.stages[0] for chain in self.chains([(layer,) for layer in layers])]
 
     def chains(self, chains: Sequence[Sequence[Layer]]) -> list[ChainPrice]:
-        """Each chain with the best choice of maps that stay on chip. Raises :class:`NoTilingError`."""
+        """Each chain with the best choice of maps that stay on chip; only a last layer may have a residual.
+
+        Raises :class:`NoTilingError`.
+        """
         self._search(row for chain in chains for variants in self._variants(chain) for row in variants.values())
         return [self._best(chain) for chain in chains]
 

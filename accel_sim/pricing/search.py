@@ -48,7 +48,10 @@ def _count_accesses(
     price.scratchpad_write_bytes = price.input_bytes + price.weight_bytes
     if layer.output_on_chip:
         price.scratchpad_write_bytes += results * scale * machine.data_bytes
-    # Each partial sum but the first is added to the one before, and the last is read to be stored.
+    # Each partial sum but the first is added to the one before, and the last is read to be stored; a residual is
+    # written first, and the first partial sum is added to it.
+    if layer.residual:
+        partial_sums += results
     price.accumulator_write_bytes = partial_sums * scale * machine.accumulator_bytes
     price.accumulator_read_bytes = price.accumulator_write_bytes
 
@@ -103,7 +106,7 @@ def _search_each(
                 break
             bounds[pick] = -1
             price = candidates[pick]
-            moved = price.input_bytes + price.weight_bytes + price.output_bytes
+            moved = price.input_bytes + price.weight_bytes + price.residual_bytes + price.output_bytes
             count = position_tiles(layer, price.level, price.tile_size, positions, inputs, segments)
             cycles = _run(layer, machine, price, count, positions, inputs, segments)
             better = cycles < fewest or (cycles == fewest and moved < least)

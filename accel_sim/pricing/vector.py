@@ -25,7 +25,10 @@ def _best_chunks(input_bytes: int, output_bytes: int, operations: int, machine: 
     """(cycles, DRAM bytes, chunks) of the best equal cut that fits the memories; cycles -1 where none does."""
     best_cycles, best_bytes, best_chunks = -1, 0, 0
     chunks = 1
-    while chunks == 1 or (chunks <= _MOST_CHUNKS and max(input_bytes, output_bytes) > machine.burst * (chunks // 2)):
+    # Pieces of less than a burst are worth trying only where nothing larger finds room.
+    while chunks <= _MOST_CHUNKS and (
+        best_cycles < 0 or max(input_bytes, output_bytes) > machine.burst * (chunks // 2)
+    ):
         held = min(machine.buffers, chunks)
         room = held * ceil_div(input_bytes, chunks) <= machine.input_bytes
         if room and held * ceil_div(output_bytes, chunks) <= machine.accumulator_capacity:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from math import prod
 
@@ -88,8 +89,9 @@ def test_rows_carry_every_field() -> None:
         **{"out_d": 1, "out_h": 5, "out_w": 6, "in_d": 1, "in_h": 9, "in_w": 8},
         **{"stride_d": 1, "stride_h": 2, "stride_w": 1, "reach_d": 1, "reach_h": 3, "reach_w": 3},
         **{"pad_d": 0, "pad_h": 1, "pad_w": 0, "macs": layer.macs},
-        **{"input_on_chip": 1, "output_on_chip": 1, "reserved_bytes": 77},
+        **{"input_on_chip": 1, "output_on_chip": 1, "reserved_bytes": 77, "residual": 0},
     }
+    assert layer_table([replace(layer, residual=True).row()])[0]["residual"] == 1
     assert isinstance(layer, Layer)
 
 

@@ -20,9 +20,19 @@ class Transfer:
 
 
 def step_by_step(
-    load: list[int], compute: list[int], store: list[int], buffers: int, latency: int, pipelined: bool, on_channel: bool
+    load: list[int],
+    compute: list[int],
+    store: list[int],
+    buffers: int,
+    latency: int,
+    pipelined: bool,
+    on_channel: bool,
+    log: list[tuple[Transfer, int, int]] | None = None,
 ) -> int:
-    """The rules of the module's docstring, one cycle after another; nothing here knows a recurrence."""
+    """The rules of the module's docstring, one cycle after another; nothing here knows a recurrence.
+
+    ``log`` takes each transfer, the cycle in which its first byte comes, and the one in which its last byte has come.
+    """
     steps = len(load)
     tile_of, tile = [], 0
     for s in range(steps):
@@ -63,6 +73,8 @@ def step_by_step(
             transfer = queue.pop(0)
             end = now + latency + transfer.cycles
             arriving.append((end, transfer))
+            if log is not None:
+                log.append((transfer, now + latency, end))
             channel_free = now + transfer.cycles if pipelined else end
             continue  # a transfer of no length at all does not exist, so this ends
         if running is None and next_step < steps and next_step in loaded:
@@ -124,6 +136,24 @@ def test_nothing_shorter_makes_it_later(
     assert fast(shorter) <= before
     assert fast((load, compute, store, buffers + 1, latency, pipelined, on_channel)) <= before
     assert fast((load, compute, store, buffers, latency, True, on_channel)) <= before
+
+
+@settings(max_examples=200, deadline=None)
+@given(programs())
+def test_a_tile_s_accumulators_are_free_when_its_first_load_comes(
+    program: tuple[list[int], list[int], list[int], int, int, bool, bool],
+) -> None:
+    """So a residual may come with that load, straight into the accumulators, without any room of its own."""
+    load, compute, store, buffers, latency, pipelined, _ = program
+    log: list[tuple[Transfer, int, int]] = []
+    step_by_step(load, compute, store, buffers, latency, pipelined, True, log)
+    ends = [s for s, cycles in enumerate(store) if cycles]
+    begins = [0, *(s + 1 for s in ends[:-1])]
+    loads = {t.step: first for t, first, _ in log if t.is_load}
+    stores = {t.step: last for t, _, last in log if not t.is_load}
+    for tile, begin in enumerate(begins):
+        if tile >= buffers and begin in loads:
+            assert loads[begin] >= stores[ends[tile - buffers]]
 
 
 def test_a_schedule_by_hand() -> None:

@@ -47,6 +47,11 @@ def layers(draw: st.DrawFn) -> Layer:
     )
 
 
+def summed(layer: Layer) -> Layer:
+    """The layer with a residual."""
+    return replace(layer, residual=True)
+
+
 def candidates(layer: Layer, spec: MachineSpec) -> tuple[np.ndarray, np.ndarray]:
     """All candidates and their bounds."""
     table, machine = layer_table([layer.row()]), machine_record(spec)
@@ -95,17 +100,18 @@ def brute_force_bytes(layer: Layer, price: Any, spec: MachineSpec) -> tuple[int,
 
 
 @settings(max_examples=60, deadline=None)
-@given(layers(), st.integers(0, 2**32 - 1))
+@given(layers() | layers().map(summed), st.integers(0, 2**32 - 1))
 def test_bytes_are_those_of_the_tiles(layer: Layer, seed: int) -> None:
     spec = small_spec(burst_bytes="1")
     prices, _ = candidates(layer, spec)
     for price in prices[np.random.default_rng(seed).integers(0, len(prices), 8)]:
         found = tuple(int(price[name]) for name in ("input_bytes", "weight_bytes", "output_bytes"))
         assert found == brute_force_bytes(layer, price, spec)
+        assert price["residual_bytes"] == layer.residual * price["output_bytes"]
 
 
 @settings(max_examples=60, deadline=None)
-@given(layers(), st.booleans(), st.booleans(), st.booleans())
+@given(layers() | layers().map(summed), st.booleans(), st.booleans(), st.booleans())
 def test_the_search_finds_the_minimum_and_bounds_hold(
     layer: Layer, pipelined: bool, doubled: bool, shadow: bool
 ) -> None:
@@ -115,17 +121,17 @@ def test_the_search_finds_the_minimum_and_bounds_hold(
     table = layer_table([layer.row()] * len(prices))
     run = price_tilings(table, machine_record(spec), prices)
     assert (bounds <= run["cycles"]).all()
-    moved = run["input_bytes"] + run["weight_bytes"] + run["output_bytes"]
+    moved = run["input_bytes"] + run["weight_bytes"] + run["residual_bytes"] + run["output_bytes"]
     best = np.lexsort((np.arange(len(run)), moved, run["cycles"]))[0]
     assert price_layers(table[:1], machine_record(spec))[0] == run[best]
 
 
 @settings(max_examples=60, deadline=None)
-@given(layers())
+@given(layers() | layers().map(summed))
 def test_never_under_the_roofline(layer: Layer) -> None:
     spec = small_spec()
     price = price_layers(layer_table([layer.row()]), machine_record(spec))[0]
-    moved = int(price["input_bytes"] + price["weight_bytes"] + price["output_bytes"])
+    moved = int(price["input_bytes"] + price["weight_bytes"] + price["residual_bytes"] + price["output_bytes"])
     assert price["cycles"] >= moved / spec.dram.bytes_per_cycle
     assert price["cycles"] >= price["array_cycles"] >= layer.macs / spec.peak_macs_per_cycle
     assert price["cycles"] >= price["channel_cycles"]
@@ -136,7 +142,10 @@ def test_never_under_the_roofline(layer: Layer) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(layers(), st.sampled_from(["bytes_per_cycle", "input_kib", "weight_kib", "accumulator_kib", "latency_cycles"]))
+@given(
+    layers() | layers().map(summed),
+    st.sampled_from(["bytes_per_cycle", "input_kib", "weight_kib", "accumulator_kib", "latency_cycles"]),
+)
 def test_more_machine_is_never_slower(layer: Layer, key: str) -> None:
     values = {"bytes_per_cycle": "7", "latency_cycles": "11"}.get(key, "3")
     table = layer_table([layer.row()])

@@ -170,6 +170,112 @@ def test_an_activation_after_a_sum_costs_nothing(model: AsicLatency) -> None:
     assert [row.unit for row in model.layers(ops)] == ["vector", "on the way out"]
 
 
+MAP = (1, 16, 14, 14)
+
+
+def sum_of(*names: str, out: str = "s", shapes: tuple[tuple[int, ...], ...] = (MAP, MAP), name: str = "sum") -> OpWork:
+    return node(name, "Add", dict(zip(names, shapes, strict=True)), {out: MAP})
+
+
+def test_a_residual_is_added_on_the_way_out(model: AsicLatency) -> None:
+    """In once more through the channel, instead of out, in twice, and out."""
+    work, shape = conv(16, 16, 3, 32), (1, 16, 32, 32)
+    add = node("sum", "Add", {"t1": shape, "x": shape}, {"s": shape})
+    table = rows(model, [*stages(work), add, node("relu", "Relu", {"s": shape}, {"y": shape})])
+    alone, vector = model.chains([(work,)])[0], rows(model, [add])["sum"]
+    row = table["n0"]
+    assert row.residual == "sum"
+    assert [table[n].unit for n in ("sum", "relu")] == ["on the way out"] * 2
+    assert table["sum"].cost == table["relu"].cost == Cost(kind=Kind.SIMULATED)
+    assert alone.latency < row.cycles <= alone.latency + 200 < alone.latency + vector.cycles
+    assert row.dram_bytes == alone.dram_bytes + 16 * 1024
+    assert vector.dram_bytes == 3 * 16 * 1024
+    # the map from DRAM, and four bytes of each value into the accumulators and out
+    energy = model.spec.energy
+    per_value = energy.dram_pj_per_byte
+    per_value += 4 * (energy.accumulator_read_pj_per_byte + energy.accumulator_write_pj_per_byte)
+    assert row.cost.energy_pj == pytest.approx(alone.energy_pj + 16 * 1024 * per_value, rel=1e-9)
+    assert row.cost.macs == alone.macs
+
+
+def test_without_an_adder_on_the_way_out_a_sum_is_an_operation() -> None:
+    model = AsicLatency(load_spec("edge_16x16", {"residual_on_drain": "false"}))
+    table = rows(model, [*stages(conv(16, 16, 3)), sum_of("t1", "x")])
+    assert (table["sum"].unit, table["n0"].residual) == ("vector", "")
+    assert table["n0"].cost == model.chains([(conv(16, 16, 3),)])[0]
+
+
+@pytest.mark.parametrize("op", ["Add", "BatchNormalization", "Mul", "DequantizeLinear"])
+def test_a_bias_or_scale_may_stand_before_the_sum(model: AsicLatency, op: str) -> None:
+    ops = [*stages(conv(16, 16)), node("x", op, {"t1": MAP}, {"b": MAP}, 16), sum_of("z", "b")]
+    assert rows(model, ops)["n0"].residual == "sum"
+
+
+def test_the_sum_goes_with_the_last_stage_of_a_chain(model: AsicLatency) -> None:
+    work = (conv(16, 4, 1, bias=False), conv(4, 16, 3))
+    table = rows(model, [*stages(*work), sum_of("t2", "t0")])
+    assert [table[n].residual for n in ("n0", "n1")] == ["", "sum"]
+    assert [table[n].on_chip for n in ("n0", "n1")] == ["output", "input"]
+    price = model.chain_prices([work], [True])[0]
+    assert [table[n].cycles for n in ("n0", "n1")] == [stage.cycles for stage in price.stages]
+    assert price.cycles > model.chain_prices([work])[0].cycles
+
+
+def test_of_two_stages_the_later_takes_the_other_s_result(model: AsicLatency) -> None:
+    first, second = stages(conv(16, 16), start="a")[0], stages(conv(16, 16, 3), start="b")[0]
+    ops = [first, OpWork("m0", *_rest(second)), sum_of("a1", "b1")]  # type: ignore[arg-type]
+    assert [row.residual for row in model.layers(ops)] == ["", "sum", ""]
+    # Where the later one has a second reader, the earlier one takes it.
+    ops.append(node("other", "Sigmoid", {"b1": MAP}, {"o": MAP}))
+    assert [row.residual for row in model.layers(ops)] == ["sum", "", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("before", "add"),
+    [
+        ([], sum_of("t1", "x", shapes=(MAP, (1, 16, 1, 1)))),  # the other map is broadcast
+        ([], node("sum", "Mul", {"t1": MAP, "x": MAP}, {"s": MAP})),
+        ([], node("sum", "Add", {"t1": MAP}, {"s": MAP}, 16 * 196)),  # a constant
+        ([node("relu", "Relu", {"t1": MAP}, {"r": MAP})], sum_of("r", "x")),
+        ([node("flat", "Reshape", {"t1": (1, 16, 196)}, {"r": MAP})], sum_of("r", "x")),
+        ([node("more", "Sigmoid", {"t1": MAP}, {"o": MAP})], sum_of("t1", "x")),  # a second reader
+        ([sum_of("t1", "x", out="r", name="first")], sum_of("r", "y")),  # one residual is all a stage takes
+    ],
+)
+def test_what_is_no_residual_stays_an_operation(model: AsicLatency, before: list[OpWork], add: OpWork) -> None:
+    assert rows(model, [*stages(conv(16, 16)), *before, add])["sum"].unit == "vector"
+
+
+def test_a_map_added_to_itself_is_an_operation(model: AsicLatency) -> None:
+    add = OpWork("sum", "Add", None, (MAP, MAP), (MAP,), ("t1", "t1"), ("s",))
+    assert rows(model, [*stages(conv(16, 16)), add])["sum"].unit == "vector"
+
+
+def test_a_sum_ends_a_chain(model: AsicLatency) -> None:
+    second = stages(conv(16, 8), start="s")[0]
+    ops = [*stages(conv(16, 16)), sum_of("t1", "x", out="s0"), OpWork("m", *_rest(second))]  # type: ignore[arg-type]
+    table = rows(model, ops)
+    assert table["n0"].residual == "sum"
+    assert table["n0"].on_chip == table["m"].on_chip == ""
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3]), st.integers(2, 15),
+    st.sampled_from(["1", "64", "1024", "4096"]), st.sampled_from(["8", "256"]), st.booleans(),
+)  # fmt: skip
+def test_a_sum_is_never_free_and_never_dearer_than_on_its_own(
+    channels: int, filters: int, kernel: int, size: int, burst: str, kib: str, pipelined: bool
+) -> None:
+    options = {"burst_bytes": burst, "sram_kib": kib, "pipelined_requests": str(pipelined).lower()}
+    model = AsicLatency(load_spec("edge_16x16", options))
+    apart = AsicLatency(load_spec("edge_16x16", {**options, "residual_on_drain": "false"}))
+    shape = (1, filters, size, size)
+    ops = [*stages(conv(channels, filters, kernel, size)), node("sum", "Add", {"t1": shape, "x": shape}, {"s": shape})]
+    with_sum, own = model.network(ops).latency, apart.network(ops).latency
+    assert apart.network(ops[:1]).latency <= with_sum <= own
+
+
 def test_shape_operators_are_free(model: AsicLatency) -> None:
     ops = [
         node("flat", "Flatten", {"x": (1, 16, 14, 14)}, {"y": (1, 3136)}),
@@ -282,7 +388,7 @@ def test_a_written_chain_costs_what_the_solver_was_told(model: AsicLatency) -> N
 
 
 def test_a_real_network() -> None:
-    """ResNet-20 on CIFAR-10: 40.6 M MACs, all but the residual adds and the pooling on the array."""
+    """ResNet-20 on CIFAR-10: 40.6 M MACs, all but the shortcuts' slices and the pooling on the array."""
     path = MODELS / "resnet20_cifar10.onnx"
     if not path.exists():
         pytest.skip(f"no model at {path}")
@@ -295,4 +401,8 @@ def test_a_real_network() -> None:
     assert cost.macs == sum(op.stage.macs for op in ops if op.stage is not None)
     assert cost.latency == sum(row.cycles for row in table) > cost.macs / 256
     assert sum(row.unit == "array" for row in table) == 20
-    assert all(row.unit == "on the way out" for row in table if row.op == "Relu")
+    assert all(row.unit == "on the way out" for row in table if row.op in ("Relu", "Add"))
+    # Nine sums: each map of 16 KiB, 8 KiB, 4 KiB comes once more, and is no longer written, read twice and written.
+    apart = AsicLatency(load_spec("edge_16x16", {"residual_on_drain": "false"}))
+    assert apart.network(ops).dram_bytes - cost.dram_bytes == 3 * 2 * (16 + 8 + 4) * 1024
+    assert cost.latency < 0.92 * apart.network(ops).latency
