@@ -14,10 +14,10 @@ from codegen.dataset import Dataset
 from codegen.events import Events
 from passes import registry
 from passes.core.cost import METRICS, Cost, LatencyModel, OpWork
-from passes.core.factor import FactorFormat, Rank, chain_of
+from passes.core.factor import FactorFormat, Rank, chain_of, fitted
 from passes.core.fit import FitProblem
 from passes.core.moments import Moments
-from passes.core.site import Chain, Site
+from passes.core.site import Chain, Site, compose
 from passes.correct import Choice, Correction, correct
 from passes.graph import Note
 from passes.onnx_graph import OnnxGraph
@@ -340,6 +340,17 @@ def plain_chain(site: Site, choice: Choice) -> Chain:
     problem = FitProblem(site.stage.grouped_weight().astype(np.float64))
     stages = choice.format.decompose(site.stage.geometry, problem).stages(choice.rank)
     return chain_of(choice.format.name, choice.rank, stages, site.stage.bias)
+
+
+def whitened_chain(site: Site, choice: Choice, moments: Moments, ridge: float) -> Chain:
+    """The chain fitted to the original layer on the original network's inputs, each layer for itself."""
+    assert choice.format is not None
+    weight = site.stage.grouped_weight().astype(np.float64)
+    problem = FitProblem(weight, moments.ridge(ridge))
+    stages = fitted(choice.format.decompose(site.stage.geometry, problem), choice.rank, problem, rounds=6)
+    composed = compose(stages).reshape(problem.matrix.shape)
+    bias = moments.mean_t - np.einsum("gok,gk->go", composed, moments.mean_x)
+    return chain_of(choice.format.name, choice.rank, stages, bias.reshape(-1))
 
 
 def relative_error(outputs: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor]) -> float:

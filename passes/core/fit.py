@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
 from passes.core.moments import Moments
 from passes.core.site import Array, Stage, compose
@@ -58,8 +58,28 @@ def solve_spd(matrix: Array, right: Array) -> Array:
     """``right @ inv(matrix)`` per group for symmetric positive definite matrices (g, K, K) and right (g, O, K)."""
     out = np.empty_like(right)
     for index in range(matrix.shape[0]):
-        out[index] = cho_solve(cho_factor(matrix[index], lower=True, check_finite=False), right[index].T).T
+        out[index] = cho_solve(_factor(matrix[index]), right[index].T).T
     return out
+
+
+def _factor(matrix: Array) -> tuple[Array, bool]:
+    """The Cholesky factor; a matrix that rounding has made indefinite gets as much of a ridge as it needs.
+
+    Raises FloatingPointError for a matrix that is not finite: the data overflowed before it got here.
+    """
+    if not np.isfinite(matrix).all():
+        raise FloatingPointError("the statistics of a layer are not finite: its activations overflow")
+    level = max(float(np.trace(matrix)) / len(matrix), 1e-30)
+    jitter = 0.0
+    while True:
+        try:
+            shifted = matrix if not jitter else matrix + jitter * level * np.eye(len(matrix))
+            factor: tuple[Array, bool] = cho_factor(shifted, lower=True, check_finite=False)
+            return factor
+        except LinAlgError:
+            if jitter > 1:
+                raise
+            jitter = max(10 * jitter, 1e-8)
 
 
 def regress(weight: Array, moments: Moments, ridge: float) -> Array:
