@@ -5,22 +5,28 @@ Prices are for the machine's own data width (int8 for the presets), whatever typ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
 
 from accel_sim.energy import vector_energy_pj
 from accel_sim.pricing.layer import Layer, conv_layer, transposed_conv_layer
-from accel_sim.pricing.price_list import ChainPrice, LayerPrice, NoTilingError, PriceList
+from accel_sim.pricing.price_list import ChainPrice, LayerPrice, NoTilingError, PriceList, join
 from accel_sim.spec import MachineSpec
 from codegen.asic_network import Role, schedule
 from codegen.asic_ops import elements, host_macs, vector_operations
-from passes.core.cost import Cost, Kind, OpWork, StageWork
+from passes.core.cost import Cost, Kind, OpWork, StageWork, least_cost
 from passes.errors import UnsupportedError
 
 _DATAFLOWS = ("ws", "os", "is")
 _ORDERS = ("positions first", "filters first")
 _LEVELS = ("images", "planes", "rows", "columns")
+_ROUNDING = 1e-12
+"""Sums of energies differ by less, relatively, with the order in which they are made."""
 _BUSY = 0.8
 """A unit that is busy for this share of the time is called the bound."""
 
@@ -86,12 +92,9 @@ class AsicLatency:
 
         ``residuals``: whether the last stage of each work adds a map from DRAM to its result; by default none does.
         """
-        layers = [tuple(self._layer(stage) for stage in work) for work in works]
-        for i, residual in enumerate(residuals):
-            if residual:
-                layers[i] = (*layers[i][:-1], replace(layers[i][-1], residual=True))
+        flags = residuals or [False] * len(works)
         try:
-            return self._prices.chains(layers)
+            return self._prices.chains([self._chain(work, flag) for work, flag in zip(works, flags, strict=True)])
         except NoTilingError as error:
             raise UnsupportedError(str(error)) from error
 
@@ -107,20 +110,14 @@ class AsicLatency:
         """One row per operator, in the order of ``ops``."""
         plan = schedule(ops, self.spec.array.residual_on_drain)
         works = [tuple(stage for i in chain if (stage := ops[i].stage) is not None) for chain in plan.chains]
-        prices = self.chain_prices(works)
-        taking = [at for at, chain in enumerate(plan.chains) if chain[-1] in plan.sums]
-        summed = self.chain_prices([works[at] for at in taking], [True] * len(taking))
+        adds = [plan.sums.get(chain[-1]) for chain in plan.chains]
         apart: dict[int, LayerRow] = {}
-        for at, price in zip(taking, summed, strict=True):
-            i = plan.sums[plan.chains[at][-1]]
-            row = self._vector_row(ops[i])
-            if price.cycles <= prices[at].cycles + row.cycles:
-                prices[at] = price
-            else:  # bursts cut into small pieces: a pass of its own is cheaper
-                apart[i] = row
         on_array: dict[int, LayerPrice] = {}
-        for chain, price in zip(plan.chains, prices, strict=True):
+        found = self._with_sums(works, [None if i is None else ops[i] for i in adds])
+        for chain, add, (price, row) in zip(plan.chains, adds, found, strict=True):
             on_array |= dict(zip(chain, price.stages, strict=True))
+            if add is not None and row is not None:
+                apart[add] = row
         rows = []
         for i, (op, role) in enumerate(zip(ops, plan.roles, strict=True)):
             if i in on_array:
@@ -128,16 +125,91 @@ class AsicLatency:
                 row = replace(self._array_row(op, on_array[i]), residual=residual)
             elif i in apart:
                 row = apart[i]
-            elif role is Role.MATMUL:
-                row = self._matmul_row(op)
-            elif role is Role.VECTOR:
-                row = self._vector_row(op)
-            elif role is Role.HOST:
-                row = self._host_row(op)
             else:
-                row = LayerRow(op.name, op.op, role.value, _cost_of(op, Cost(kind=Kind.SIMULATED)))
+                row = self._other_row(op, role)
             rows.append(row)
         return rows
+
+    def floor(self, ops: Sequence[OpWork], options: Mapping[str, Sequence[tuple[StageWork, ...]]]) -> Cost:
+        """What no plan gets below, in latency, energy and DRAM bytes, each alone.
+
+        Neighbours may be fused, so sites that follow each other directly are bounded together: a shortest path over
+        the maps between them, each site at its least for either state of its maps. The latency is that of the fastest
+        plan, for a network's latency is the least over the same choices. So are energy and bytes where no two sites
+        are neighbours; elsewhere they are below, since a network takes what is fastest. Raises ValueError for options
+        of what is no stage on the array, or that do not have the op's input and output maps.
+        """
+        plan = schedule(ops, self.spec.array.residual_on_drain)
+        elsewhere = {i for chain in plan.chains for i in chain} | set(plan.sums.values())
+        total = Cost(kind=Kind.SIMULATED)
+        for i, (op, role) in enumerate(zip(ops, plan.roles, strict=True)):
+            if i not in elsewhere:
+                if op.name in options:
+                    raise ValueError(f"{op.name} has options, but is no stage on the array")
+                total += least_cost([self._other_row(op, role).cost])
+        for chain in plan.chains:
+            places = [_options(ops[i], options) for i in chain]
+            add = ops[plan.sums[chain[-1]]] if chain[-1] in plan.sums else None
+            if len(places) > 1:
+                total += self._joined_floor(places, add)
+                continue
+            found = self._with_sums(places[0], [add] * len(places[0]))
+            total += least_cost([self._sum_cost(price, row) for price, row in found])
+        return replace(total, energy_pj=total.energy_pj * (1 - _ROUNDING))
+
+    def _joined_floor(self, places: Sequence[Sequence[tuple[StageWork, ...]]], add: OpWork | None) -> Cost:
+        """The floor of sites that follow each other directly, with the addition that the last one meets."""
+        ends = len(places) - 1
+
+        def table(at: int, residual: bool) -> NDArray[np.float64]:
+            chains = [self._chain(work, residual) for work in places[at]]
+            least: NDArray[np.float64] = np.min(self._prices.least(chains, at > 0, at < ends), axis=0)
+            return least
+
+        before = reduce(join, [table(at, False) for at in range(ends)])
+        least = join(before, table(ends, False))[0, 0]
+        if add is not None:
+            cost = self._vector_row(add).cost
+            apart = least + np.array([cost.latency, cost.energy_pj, cost.dram_bytes])
+            least = np.minimum(join(before, table(ends, True))[0, 0], apart)
+        if not np.isfinite(least).all():
+            raise UnsupportedError(f"no tiling of {places[0][0][0]} and what follows fits the memories")
+        cycles, energy_pj, dram_bytes = least.tolist()
+        return Cost(latency=cycles, energy_pj=energy_pj, dram_bytes=round(dram_bytes), kind=Kind.SIMULATED)
+
+    def _with_sums(
+        self, works: Sequence[tuple[StageWork, ...]], adds: Sequence[OpWork | None]
+    ) -> list[tuple[ChainPrice, LayerRow | None]]:
+        """Each chain's price, with the addition that its last stage meets; a row where the vector unit adds instead."""
+        taking = [i for i, add in enumerate(adds) if add is not None]
+        taken = dict(zip(taking, self.chain_prices([works[i] for i in taking], [True] * len(taking)), strict=True))
+        found: list[tuple[ChainPrice, LayerRow | None]] = []
+        for i, (price, add) in enumerate(zip(self.chain_prices(works), adds, strict=True)):
+            if add is None:
+                found.append((price, None))
+                continue
+            row = self._vector_row(add)
+            # With bursts cut into small pieces, a pass of its own is cheaper.
+            found.append((price, row) if price.cycles + row.cycles < taken[i].cycles else (taken[i], None))
+        return found
+
+    def _sum_cost(self, price: ChainPrice, row: LayerRow | None) -> Cost:
+        stages = sum((self._array_cost(stage) for stage in price.stages), Cost(kind=Kind.SIMULATED))
+        return stages if row is None else stages + row.cost
+
+    def _chain(self, work: tuple[StageWork, ...], residual: bool) -> tuple[Layer, ...]:
+        layers = tuple(self._layer(stage) for stage in work)
+        return (*layers[:-1], replace(layers[-1], residual=True)) if residual else layers
+
+    def _other_row(self, op: OpWork, role: Role) -> LayerRow:
+        """The row of an operator that is no stage of a chain."""
+        if role is Role.MATMUL:
+            return self._matmul_row(op)
+        if role is Role.VECTOR:
+            return self._vector_row(op)
+        if role is Role.HOST:
+            return self._host_row(op)
+        return LayerRow(op.name, op.op, role.value, _cost_of(op, Cost(kind=Kind.SIMULATED)))
 
     def _layer(self, work: StageWork) -> Layer:
         if work not in self._layers:
@@ -249,6 +321,27 @@ class AsicLatency:
 
 def _cost_of(op: OpWork, cost: Cost) -> Cost:
     return cost.with_weights(op.weight_params, op.weight_bytes)
+
+
+def _options(op: OpWork, options: Mapping[str, Sequence[tuple[StageWork, ...]]]) -> Sequence[tuple[StageWork, ...]]:
+    """What may stand in the place of a stage."""
+    stage = op.stage
+    assert stage is not None
+    works = options.get(op.name, [(stage,)])
+    if not works:
+        raise ValueError(f"{op.name} has no option")
+    for work in works:
+        if _ends(work) != _ends((stage,)):
+            raise ValueError(f"{op.name}: {work} does not have the input and output maps of {stage}")
+    return works
+
+
+def _ends(work: tuple[StageWork, ...]) -> tuple[object, ...]:
+    """The maps before and after a chain, and whether they have axes: all that its neighbours see of it."""
+    first, last = work[0], work[-1]
+    before = (first.batch, first.in_channels, first.spatial, first.geometry.ndim > 0)
+    after = (last.batch, last.out_channels, last.geometry.ndim > 0)
+    return (*before, *after, last.output_spatial if last.geometry.ndim else ())
 
 
 def _bound(cycles: int, compute_cycles: int, channel_cycles: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from codegen.search import Attempt, Space
 from codegen.target import Target
 from passes.core.cost import Cost
 from passes.graph import Note
+from passes.ranks.candidates import chain_works, dense_work
 from passes.ranks.milp import least
 from passes.ranks.problem import RankProblem, as_json
 
@@ -138,15 +139,26 @@ def _budget_lines(facts: Facts) -> list[BudgetLine]:
         met = value <= limit * (1 + 1e-9)
         # counts are read off the written file; times and energies are the target's
         kind = facts.after.kind if metric in ("latency", "energy") else Network.of(facts.after).macs.kind
-        bound = None if met else reach(problem, facts.space, metric)
+        bound = None if met else min(reach(problem, facts.space, metric), value)
         lines.append(BudgetLine(metric, facts.config.budgets[metric], limit, units[metric], value, met, kind, bound))
     return lines
 
 
 def reach(problem: RankProblem, space: Space, metric: str) -> float:
-    """The least value of a metric over all plans, as the network is priced: the cheapest option everywhere."""
-    picks = [int(costs.argmin()) for costs in problem.costs(metric)]
-    return min(least(problem, metric), space.price(space.choices(problem, picks)).metric(metric))
+    """What no plan gets below, in a metric: the target's floor for latency and energy, a sum of minima for counts.
+
+    Latency and energy are those of the network as the target prices it, neighbours fused; counts simply add up.
+    """
+    if metric not in ("latency", "energy"):
+        return least(problem, metric)
+    options = {}
+    for site in space.sites:
+        scored = space.scored[site.name].candidates
+        works = [(dense_work(site),) if c.format is None else chain_works(site, c.format, c.rank) for c in scored]
+        if site.stage.bias is None:  # a chain gets a bias only where the data ask for one
+            works += [(*work[:-1], replace(work[-1], bias=False)) for work in works]
+        options[site.name] = works
+    return space.model.floor(space.ops, options).metric(metric)
 
 
 def _layers(facts: Facts) -> list[Layer]:

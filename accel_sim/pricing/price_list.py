@@ -80,6 +80,12 @@ class VectorPrice:
     chunks: int
 
 
+def join(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Tables of :meth:`PriceList.least` for two chains in a row, as one: the map between them stays or does not."""
+    joined: NDArray[np.float64] = (first[:, :, None, :] + second[None, :, :, :]).min(axis=1)
+    return joined
+
+
 class PriceList:
     """Prices of one machine, cached by shape. Not for several threads at once."""
 
@@ -101,6 +107,30 @@ class PriceList:
         self._search(row for chain in chains for variants in self._variants(chain) for row in variants.values())
         return [self._best(chain) for chain in chains]
 
+    def least(self, chains: Sequence[Sequence[Layer]], before: bool, after: bool) -> list[NDArray[np.float64]]:
+        """What no choice of maps that stay on chip gets below, per chain and for each way it may be joined to others.
+
+        Gives (2, 2, 3) arrays: fewest cycles, least energy in pJ, fewest DRAM bytes, each for itself; by whether the
+        map before the chain is on chip, then the one after it; inf where that is impossible. ``before``/``after``:
+        whether these maps may be; else that half is inf throughout.
+        """
+        variants = [self._variants(chain, before, after) for chain in chains]
+        self._search(row for stages in variants for rows in stages for row in rows.values())
+        known: dict[tuple[int, ...], NDArray[np.float64]] = {}
+        found = []
+        for chain, stages in zip(chains, variants, strict=True):
+            joined: NDArray[np.float64] | None = None
+            for layer, rows in zip(chain, stages, strict=True):
+                table = np.full((2, 2, 3), np.inf)
+                for (first, last), row in rows.items():
+                    if row not in known:
+                        known[row] = self._metrics(layer, row)
+                    table[int(first), int(last)] = known[row]
+                joined = table if joined is None else join(joined, table)
+            assert joined is not None, "a chain has at least one stage"
+            found.append(joined)
+        return found
+
     def vectors(self, works: Sequence[tuple[int, int, int]]) -> list[VectorPrice]:
         """Operations given as (bytes read, bytes written, elementary operations). Raises :class:`NoTilingError`."""
         new = [work for work in dict.fromkeys(works) if work not in self._vectors]
@@ -115,14 +145,24 @@ class PriceList:
                 self._vectors[work] = VectorPrice(cycles, dram_bytes, chunks)
         return [self._vectors[work] for work in works]
 
-    def _variants(self, chain: Sequence[Layer]) -> list[dict[tuple[bool, bool], tuple[int, ...]]]:
-        """Per stage, the table rows by (input stays, output stays)."""
+    def _metrics(self, layer: Layer, row: tuple[int, ...]) -> NDArray[np.float64]:
+        """(cycles, pJ, DRAM bytes) of a row that was searched; inf where no tiling fits."""
+        price = LayerPrice(layer, self._layers[row], False, False, 0.0)
+        if price.cycles < 0:
+            return np.full(3, np.inf)
+        return np.array([price.cycles, layer_energy_pj(self.spec, price.record, layer.macs), price.dram_bytes], float)
+
+    def _variants(
+        self, chain: Sequence[Layer], open_before: bool = False, open_after: bool = False
+    ) -> list[dict[tuple[bool, bool], tuple[int, ...]]]:
+        """Per stage, the table rows by (input stays, output stays); the outer maps only where the ends are open."""
         data_bytes = self.spec.datatypes.data_bytes
         variants = []
         for i, layer in enumerate(chain):
             rows = {}
-            for before in (False, True) if i else (False,):
-                for after in (False, True) if i + 1 < len(chain) else (False,):
+            may_stay = (i + 1 < len(chain) or open_after) and not layer.residual
+            for before in (False, True) if i or open_before else (False,):
+                for after in (False, True) if may_stay else (False,):
                     kept = before * layer.input_elements + after * layer.output_elements
                     rows[before, after] = layer.row(before, after, kept * data_bytes)
             variants.append(rows)

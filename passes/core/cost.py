@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import prod
@@ -145,6 +145,36 @@ class LatencyModel(Protocol):
     def network(self, ops: Sequence[OpWork]) -> Cost:
         """Cost of a whole network, with whatever the target fuses; latency in ``unit``."""
         ...
+
+    def floor(self, ops: Sequence[OpWork], options: Mapping[str, Sequence[tuple[StageWork, ...]]]) -> Cost:
+        """What no plan gets below: :meth:`network` costs at least this in latency, energy and DRAM bytes, each alone.
+
+        A plan puts one of ``options[name]``, run one stage after another, in the place of each op of that name; ops
+        that ``options`` does not name stay as they are. MACs, params and size are not bounded: 0.
+        """
+        ...
+
+
+def additive_floor(
+    model: LatencyModel, ops: Sequence[OpWork], options: Mapping[str, Sequence[tuple[StageWork, ...]]]
+) -> Cost:
+    """:meth:`LatencyModel.floor` of a target whose networks cost the sum of their operators: the sum of the minima."""
+    total = Cost(unit=model.unit, kind=Kind.MEASURED)
+    for op in ops:
+        costs = model.chains(options[op.name]) if op.name in options else [model.network([op])]
+        total += least_cost(costs)
+    return total
+
+
+def least_cost(costs: Sequence[Cost]) -> Cost:
+    """The least latency, energy and DRAM bytes of ``costs``, each alone; ValueError if there are none."""
+    return Cost(
+        latency=min(c.latency for c in costs),
+        unit=costs[0].unit,
+        energy_pj=min(c.energy_pj for c in costs),
+        dram_bytes=min(c.dram_bytes for c in costs),
+        kind=max((c.kind for c in costs), key=list(Kind).index),
+    )
 
 
 def chain_work(chain: Chain, site: Site) -> tuple[StageWork, ...]:

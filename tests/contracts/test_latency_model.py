@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from math import prod
 
 import pytest
@@ -91,6 +92,35 @@ def test_a_network_of_one_chain_costs_what_the_chain_costs(model: LatencyModel) 
         assert (network.macs, network.params, network.unit) == (alone.macs, alone.params, alone.unit)
 
 
+def test_no_plan_gets_below_the_floor(model: LatencyModel) -> None:
+    """Two sites in a row and one apart, every plan priced as a network."""
+    narrow = StageWork(Geometry((1, 1)), 32, 8, (16, 16)), StageWork(Geometry((3, 3), pads=(1,) * 4), 8, 48, (16, 16))
+    low = StageWork(Geometry((1, 1)), 48, 4, (16, 16)), StageWork(Geometry((1, 1)), 4, 64, (16, 16))
+    options: dict[str, list[tuple[StageWork, ...]]] = {"n0": [(KERNEL,), narrow], "n1": [(POINTWISE,), low]}
+    (first, second), (rest,) = as_ops((KERNEL, POINTWISE)), as_ops((LINEAR,))
+    rest = replace(rest, name="rest", inputs=("x",), outputs=("y",))
+
+    def placed(op: OpWork, work: tuple[StageWork, ...]) -> list[OpWork]:
+        ends = (op.inputs[0], *(f"{op.name}/{i}" for i in range(1, len(work))), op.outputs[0])
+        return [
+            replace(part, name=f"{op.name}/{i}", inputs=ends[i : i + 1], outputs=ends[i + 1 : i + 2])
+            for i, part in enumerate(as_ops(work))
+        ]
+
+    plans = [
+        model.network([*placed(first, a), *placed(second, b), rest]) for a, b in product(options["n0"], options["n1"])
+    ]
+    floor = model.floor([first, second, rest], options)
+    assert floor.unit == model.unit
+    assert 0 < floor.latency <= min(plan.latency for plan in plans)
+    assert 0 < floor.energy_pj <= min(plan.energy_pj for plan in plans)
+    assert floor.dram_bytes <= min(plan.dram_bytes for plan in plans)
+    # Fewer choices, or none, leave no less to pay.
+    kept = model.floor([first, second, rest], {})
+    assert kept.latency >= floor.latency
+    assert kept.latency == pytest.approx(model.network([first, second, rest]).latency, rel=model.margin + 1e-9)
+
+
 def test_an_empty_network_costs_nothing(model: LatencyModel) -> None:
-    assert model.network([]).latency == 0
+    assert model.network([]).latency == model.floor([], {}).latency == 0
     assert isinstance(model.network([]), Cost)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from passes.core.cost import Cost, OpWork, StageWork
+from passes.core.cost import Cost, OpWork, StageWork, additive_floor
 from passes.core.reference import apply_stage, relative_l2
 from passes.core.site import Geometry, Site, Stage
 from passes.fuse_pointwise import FusePointwise, product_stage, refusal
@@ -129,6 +129,9 @@ class PerStage:
 
     def network(self, ops: Sequence[OpWork]) -> Cost:
         return Cost(self.price * len(ops), self.unit)
+
+    def floor(self, ops: Sequence[OpWork], options: Mapping[str, Sequence[tuple[StageWork, ...]]]) -> Cost:
+        return additive_floor(self, ops, options)
 
 
 def test_the_latency_model_decides_when_there_is_one() -> None:
