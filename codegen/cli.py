@@ -14,7 +14,8 @@ from typing import Annotated, Any
 import typer
 
 from codegen.cli_options import duration_s, json_target, shapes
-from codegen.cli_run import INTERRUPTED, run
+from codegen.cli_run import run
+from codegen.cli_streams import INTERRUPTED
 from passes.errors import UsageError
 
 app = typer.Typer(
