@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from passes.core.moments import Moments, _product
+
+
+def samples(seed: int, groups: int = 2, count: int = 50, k: int = 5, o: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((groups, count, k)) @ rng.standard_normal((groups, k, k)) + rng.standard_normal(k)
+    t = x @ rng.standard_normal((groups, k, o)) + rng.standard_normal((groups, count, o)) + 1.5
+    return x, t
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_moments_are_means_and_covariances(seed: int) -> None:
+    x, t = samples(seed)
+    found = Moments.of(x, t)
+    for g in range(2):
+        both = np.cov(np.hstack([x[g], t[g]]), rowvar=False, bias=True)
+        scale = np.abs(both).max()
+        np.testing.assert_allclose(found.gram[g], both[:5, :5], rtol=0, atol=1e-12 * scale)
+        np.testing.assert_allclose(found.cross[g], both[5:, :5], rtol=0, atol=1e-12 * scale)
+        np.testing.assert_allclose(found.energy[g], t[g].var(axis=0), rtol=0, atol=1e-12 * scale)
+        np.testing.assert_allclose(found.mean_x[g], x[g].mean(axis=0), rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(found.mean_t[g], t[g].mean(axis=0), rtol=1e-12, atol=1e-12)
+    assert found.count == 50
+
+
+def test_float32_samples_are_summed_in_float64() -> None:
+    x, t = (v.astype(np.float32) for v in samples(0, count=4000))
+    found = Moments.of(x, t)
+    assert all(v.dtype == np.float64 for v in (found.gram, found.cross, found.energy, found.mean_x, found.mean_t))
+    for g in range(2):
+        wanted = np.cov(x[g].astype(np.float64), rowvar=False, bias=True)
+        # the products of a block are float32: 2**-24 of the largest second moment each
+        second = np.square(x[g], dtype=np.float64).mean(axis=0).max()
+        np.testing.assert_allclose(found.gram[g], wanted, rtol=0, atol=3e-6 * second)
+
+
+def test_blocks_add_up() -> None:
+    x, t = samples(1)
+    np.testing.assert_allclose(_product(t, x, block=7), t.swapaxes(1, 2) @ x, rtol=1e-12, atol=1e-12)
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_retargeting_is_measuring_again(seed: int) -> None:
+    x, t = samples(seed)
+    other = np.tanh(t) * 3 + 1
+    found, wanted = Moments.of(x, t).retarget(x, other), Moments.of(x, other)
+    for name in ("mean_x", "mean_t", "gram", "cross", "energy"):
+        np.testing.assert_allclose(getattr(found, name), getattr(wanted, name), rtol=1e-11, atol=1e-11)
+    assert found.count == wanted.count
+
+
+def test_the_ridge_raises_every_eigenvalue_by_a_part_of_their_mean() -> None:
+    x, t = samples(2, count=3)  # 3 samples of 5 values: singular
+    found = Moments.of(x, t)
+    before = np.linalg.eigvalsh(found.gram)
+    after = np.linalg.eigvalsh(found.ridge(0.25))
+    np.testing.assert_allclose(after, before + 0.25 * before.mean(axis=1, keepdims=True), rtol=1e-10, atol=1e-10)
+    assert (after > 0).all()
+
+
+def test_the_ridge_of_nothing_is_invertible() -> None:
+    dead = Moments.of(np.zeros((1, 4, 3)), np.zeros((1, 4, 2)))
+    np.testing.assert_array_equal(dead.ridge(1e-3), 1e-3 * np.eye(3)[None])
+
+
+@pytest.mark.parametrize("constant", [0.0, 1e3])
+def test_energies_are_never_negative(constant: float) -> None:
+    x = np.full((1, 100, 2), constant, np.float32)
+    found = Moments.of(x, x)
+    assert (found.energy >= 0).all()
