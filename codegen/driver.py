@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,8 +32,8 @@ from codegen.search import (
     FeedsOf,
     Selection,
     Space,
-    affordable,
     batched,
+    best_within_budgets,
     build_space,
     calibration_count,
     carry_out,
@@ -176,6 +177,7 @@ class _Search:
         self.effort = EFFORTS[config.effort]
         self.margin = target.latency.margin if config.margin is None else config.margin
         self.before = before
+        self.started = time.perf_counter()
         self.budgets = {b.metric: b.limit(before, target.clock_hz) for b in config.parsed_budgets}
         self.trace: list[dict[str, Any]] = []
         self.space: Space | None = None
@@ -219,8 +221,18 @@ class _Search:
         if self.config.plan is not None:
             attempt = self._replayed(self.config.plan)
         elif self.budgets:
-            with self.run_events.stage("choose ranks"):
-                attempt, self.trace = affordable(self.space, solver, self.budgets, {}, self.effort)
+            attempt, self.trace = best_within_budgets(
+                self.space,
+                solver,
+                self.budgets,
+                self.stepper,
+                feeds,
+                correction,
+                self.effort,
+                self._out_of_time,
+                self.run_events,
+            )
+            return attempt
         elif self.stepper is None:
             raise InputError(
                 f"{self.config.model}: without a budget the error of the output is what limits the ranks, and this "
@@ -233,6 +245,10 @@ class _Search:
             )
             return attempt
         return carry_out(attempt, self.space, self.stepper, feeds, correction, self.run_events)
+
+    def _out_of_time(self) -> bool:
+        budget = self.config.time_budget_s
+        return budget is not None and time.perf_counter() - self.started > budget
 
     def _walkable(self) -> Stepper | None:
         """A stepper over the sites, once it has shown that it computes what onnxruntime computes.

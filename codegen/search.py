@@ -13,11 +13,12 @@ import torch
 from codegen.dataset import Dataset
 from codegen.events import Events
 from passes import registry
+from passes.core.blas import blas_threads
 from passes.core.cost import METRICS, Cost, LatencyModel, OpWork
 from passes.core.factor import FactorFormat, Rank, chain_of, fitted
 from passes.core.fit import FitProblem
 from passes.core.moments import Moments
-from passes.core.site import Chain, Site, compose
+from passes.core.site import Array, Chain, Site, compose
 from passes.correct import Choice, Correction, correct
 from passes.graph import Note
 from passes.onnx_graph import OnnxGraph
@@ -25,7 +26,7 @@ from passes.onnx_stepper import Feeds, Stepper
 from passes.ranks.candidates import Candidate, candidates, chain_works
 from passes.ranks.milp import least
 from passes.ranks.problem import Option, RankPlan, RankProblem, RankSolver, SiteOptions, undominated
-from passes.sensitivity import ScoredSite, divergence, moments_by_site, score
+from passes.sensitivity import ScoredSite, divergence, moments_by_site, output_root, reactions, score
 from passes.torch_apply import run_chain
 
 CALIBRATION_MACS = 300e9
@@ -35,19 +36,28 @@ CALIBRATION_BYTES = 3 << 30
 
 @dataclass(frozen=True)
 class Effort:
-    """How far a search goes. ``elements`` bounds the patches that a fit sees, ``rounds`` the re-solves for error."""
+    """How far a search goes.
+
+    ``elements`` bounds the patches that a fit sees, ``sweeps`` its refits behind a clamp. ``weightings`` are powers
+    of the measured sensitivities: each gives a plan that is carried out, and the best one stays. ``macs`` bounds the
+    work that measuring sensitivities, or carrying out one more plan, may take.
+    """
 
     elements: int
     sweeps: int
-    rounds: int
+    weightings: tuple[float, ...]
+    macs: float
     solver_s: float
 
 
 EFFORTS = {
-    "quick": Effort(elements=4_000_000, sweeps=1, rounds=1, solver_s=10),
-    "default": Effort(elements=12_000_000, sweeps=3, rounds=2, solver_s=30),
-    "extensive": Effort(elements=48_000_000, sweeps=6, rounds=6, solver_s=300),
+    "quick": Effort(4_000_000, 1, (0.0,), 0.0, 10),
+    "default": Effort(12_000_000, 3, (1.0, 0.0), 120e9, 30),
+    "extensive": Effort(48_000_000, 6, (1.0, 0.0, 0.5, 1.5), 4e12, 300),
 }
+
+ROOT_FLOOR = 0.1
+"""Output directions that the network does not react to still count this much, relative to the mean."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +70,9 @@ class Space:
     model: LatencyModel
     baseline: Cost
     kept: tuple[Note, ...]
+    moments: dict[str, Moments] = field(default_factory=dict)
+    roots: dict[str, Array] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
 
     def problem(self, budgets: Mapping[str, float], errors: Mapping[str, float]) -> RankProblem:
         """The rank problem; ``errors`` scales the error of each site's candidates."""
@@ -228,9 +241,16 @@ def build_space(
     scored = {}
     with events.stage("score candidates", len(sites)) as progress:
         for site in sites:
-            scored[site.name] = score(site, found[site.name], moments.get(site.name), correction.ridge)
+            with blas_threads(site.stage.weight[0].size):
+                scored[site.name] = score(site, found[site.name], moments.get(site.name), correction.ridge)
             progress.advance(1, site.name)
-    return Space(tuple(sites), scored, ops, model, baseline, (*scan.kept, *notes))
+    space = Space(tuple(sites), scored, ops, model, baseline, (*scan.kept, *notes), moments)
+    if stepper is None or feeds is None:
+        return space
+    with events.stage("probe the outputs"):
+        roots = output_roots(space, stepper, feeds, effort, correction.seed)
+    weights = sensitivities(space, stepper, feeds, moments, effort, correction.ridge, events)
+    return replace(space, roots=roots, weights=weights)
 
 
 @dataclass(eq=False)
@@ -244,6 +264,71 @@ class Attempt:
     chains: dict[str, Chain] = field(default_factory=dict)
     loss: float = float("nan")
     relative_l2: float = float("nan")
+
+
+def network_macs(ops: Sequence[OpWork]) -> float:
+    """Multiply-adds of one inference."""
+    return float(max(sum(op.stage.macs for op in ops if op.stage is not None), 1))
+
+
+def output_roots(space: Space, stepper: Stepper, feeds: Feeds, effort: Effort, seed: int) -> dict[str, Array]:
+    """Square roots of each site's output metric, from gradients on as many samples as the effort allows."""
+    count = int(min(256, effort.macs / (3 * network_macs(space.ops))))
+    parts = head(feeds, count)
+    if count < 1 or not parts:
+        return {}
+    found = reactions(stepper, parts, seed)
+    return {s.name: output_root(s, found[s.name], ROOT_FLOOR) for s in space.sites if s.name in found}
+
+
+def head(feeds: Feeds, count: int, batch: int = 64) -> list[Mapping[str, Array]]:
+    """The first ``count`` samples as a list of batches."""
+    if not isinstance(feeds, Mapping):
+        return [{name: np.asarray(value) for name, value in part.items()} for part in feeds[:count]]
+    size = min(count, *(len(v) for v in feeds.values()))
+    return [
+        {name: np.asarray(value[start : min(start + batch, size)]) for name, value in feeds.items()}
+        for start in range(0, size, batch)
+    ]
+
+
+def sensitivities(
+    space: Space,
+    stepper: Stepper,
+    feeds: Feeds,
+    moments: Mapping[str, Moments],
+    effort: Effort,
+    ridge: float,
+    events: Events,
+) -> dict[str, float]:
+    """What a unit of each site's relative error does to the network's output, measured one site at a time.
+
+    Each site alone gets a chain of medium loss; the output's squared relative error over the site's own is its weight,
+    in units of their geometric mean. {} where that many runs are more than the effort allows.
+    """
+    sites = [s for s in space.sites if len(space.scored[s.name].candidates) > 1 and s.name in moments]
+    count = int(min(128, effort.macs / (network_macs(space.ops) * max(len(sites), 1))))
+    if count < 16 or len(sites) < 2:
+        return {}
+    parts: Feeds = head(feeds, count, count)
+    parts = parts[0] if isinstance(parts, list) and len(parts) == 1 else parts
+    found: dict[str, float] = {}
+    with events.stage("measure sensitivities", len(sites)) as progress:
+        before = outputs_under(stepper, parts, {})
+        for site in sites:
+            scored = space.scored[site.name]
+            index = 1 + int(np.argmin(np.abs(np.log(np.maximum(scored.relative[1:], 1e-12) / PROBE_ERROR))))
+            candidate = scored.candidates[index]
+            chain = whitened_chain(site, Choice(candidate.format, candidate.rank), moments[site.name], ridge)
+            after = outputs_under(stepper, parts, {site.name: chain})
+            found[site.name] = relative_error(after, before) ** 2 / max(float(scored.relative[index]), 1e-12)
+            progress.advance(1, site.name)
+    level = float(np.exp(np.mean(np.log(np.maximum(list(found.values()), 1e-12)))))
+    return {name: max(value, 1e-12) / level for name, value in found.items()}
+
+
+PROBE_ERROR = 0.15
+"""The relative error at which a site's sensitivity is measured: what a site loses at half its latency."""
 
 
 def affordable(
@@ -289,6 +374,45 @@ def affordable(
     return best, trace
 
 
+def best_within_budgets(
+    space: Space,
+    solver: RankSolver,
+    budgets: Mapping[str, float],
+    stepper: Stepper | None,
+    feeds: Feeds | None,
+    correction: Correction | None,
+    effort: Effort,
+    out_of_time: Callable[[], bool],
+    events: Events,
+) -> tuple[Attempt, list[dict[str, Any]]]:
+    """Plans under several weightings of the sites' errors, each carried out; the one that loses least stays.
+
+    No sum over layers predicts the joint loss well enough to choose between plans that are close, so it is measured.
+    """
+    trace: list[dict[str, Any]] = []
+    best: Attempt | None = None
+    seen: set[tuple[Any, ...]] = set()
+    powers = effort.weightings if space.weights and correction is not None else (0.0,)
+    for power in powers:
+        if best is not None and out_of_time():
+            events.note("the time budget ended the search early: the best plan so far is used")
+            break
+        weights = {name: value**power for name, value in space.weights.items()}
+        with events.stage("choose ranks"):
+            attempt, turns = affordable(space, solver, budgets, weights, effort)
+        trace.extend(turns)
+        key = tuple((n, c.format.name if c.format else "", c.rank) for n, c in sorted(attempt.choices.items()))
+        if key in seen:
+            continue
+        seen.add(key)
+        attempt = carry_out(attempt, space, stepper, feeds, correction, events)
+        trace[-1]["note"] = f"errors weighted by sensitivity^{power:g}: loss on the calibration data {attempt.loss:.4g}"
+        if best is None or (_excess(attempt, budgets), attempt.loss) < (_excess(best, budgets), best.loss):
+            best = attempt
+    assert best is not None
+    return best, trace
+
+
 def _excess(attempt: Attempt, budgets: Mapping[str, float]) -> float:
     return sum(max(0.0, attempt.cost.metric(m) / max(b, 1e-30) - 1) for m, b in budgets.items())
 
@@ -320,7 +444,7 @@ def carry_out(
         choices = {name: c for name, c in attempt.choices.items() if name in walked}
         with events.stage("correct in sequence", len(choices)) as progress:
             corrected, before, after = correct(
-                stepper, feeds, choices, correction, progress=lambda site: progress.advance(1, site.name)
+                stepper, feeds, choices, correction, space.roots, lambda site: progress.advance(1, site.name)
             )
         chains |= corrected
     return replace(attempt, chains=chains, loss=divergence(after, before), relative_l2=relative_error(after, before))

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from passes.core.alternate import alternate, refit_tail
+from passes.core.blas import blas_threads
 from passes.core.factor import FactorFormat, Rank, chain_of, fitted
-from passes.core.fit import FitProblem, regress
+from passes.core.fit import FitProblem, Regression
 from passes.core.moments import Moments
 from passes.core.patches import outputs_at, patches, sample_rows
 from passes.core.site import Array, Chain, Site, Stage, compose
@@ -80,7 +81,9 @@ def correct(
                     chain = Chain((site.stage,))
                 else:
                     epilogue = stepper.epilogues[site.output]
-                    chain = _fit(wanted, seen, y, epilogue, choice, options, rng, (roots or {}).get(site.name))
+                    root = (roots or {}).get(site.name)
+                    with blas_threads(site.stage.weight[0].size):
+                        chain = _fit(wanted, seen, y, epilogue, choice, options, rng, root)
                     chains[site.name] = chain
                 progress(site)
                 y_seen = run_chain(site, chain, seen.input)
@@ -160,15 +163,15 @@ def _fit(
     weight = stage.grouped_weight().astype(np.float64)
     flat = weight.reshape(*weight.shape[:2], -1)
     clamps = target.epilogue.low is not None or target.epilogue.high is not None
-    gram = moments.ridge(options.ridge)
+    regression = Regression(flat, moments, options.ridge)
     stages: tuple[Stage, ...] = ()
     composed, bias = flat, np.zeros(flat.shape[:2])
     for sweep in range(1 + (options.sweeps if clamps else 0)):
         if sweep:
             predicted = np.matmul(columns, composed.swapaxes(1, 2).astype(columns.dtype)) + bias[:, None, :]
             moments = moments.retarget(columns, target.moved(predicted.astype(columns.dtype)))
-        goal = regress(flat, moments, options.ridge)
-        problem = FitProblem(goal.reshape(weight.shape), gram, root)
+        goal = regression.fit(moments)
+        problem = FitProblem(goal.reshape(weight.shape), regression.gram, root)
         if choice.format is None:
             stages = (replace(stage, weight=goal.reshape(stage.weight.shape), bias=None),)
         elif sweep:

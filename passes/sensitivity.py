@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from passes.core.blas import WIDE
 from passes.core.error import fisher_errors, sample_gradients
 from passes.core.factor import fitted
 from passes.core.fit import FitProblem
@@ -23,10 +24,13 @@ Tensor = torch.Tensor
 
 @dataclass(frozen=True, eq=False)
 class Reaction:
-    """A site's inputs and the gradients of the sampled log-likelihood with respect to its outputs, channels second."""
+    """How the output reacts to a site: gradients with respect to the site's outputs, channels second.
 
-    inputs: Array
+    ``inputs`` are the site's, for scores by sample; None where they were not asked for.
+    """
+
     gradients: Array
+    inputs: Array | None = None
 
 
 def moments_by_site(
@@ -56,26 +60,34 @@ def moments_by_site(
         return found, stepper.run(feeds, at_site)
 
 
-def log_likelihood(outputs: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
-    """A scalar whose squared directional derivative is the expected loss of a small change, summed over samples.
+Probe = Callable[[Mapping[str, Tensor], torch.Generator], Tensor]
+"""A scalar of the outputs whose squared directional derivative is, on average, the loss of a small change."""
 
-    One output of shape (N, C): a classifier, and the log-probability of a class drawn from its own prediction (the
-    scores are softmaxed, unless they are probabilities already). Anything else: all floating outputs against noise of
-    unit variance, each output in units of its own size, which stands for relative squared error.
+
+def output_noise(outputs: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+    """All floating outputs against noise of unit variance, each in units of its own size: relative squared error.
+
+    The scores of a classifier are centred first, since a constant added to all of them changes nothing.
     """
-    floating = [o for o in outputs.values() if o.is_floating_point()]
-    if is_classifier(outputs):
-        score = floating[0]
-        likely = torch.log(score.clamp_min(1e-12)) if _sums_to_one(score) else torch.log_softmax(score, 1)
-        drawn = torch.multinomial(likely.detach().exp(), 1, generator=generator)
-        return likely.gather(1, drawn).sum()
     total = torch.zeros(())
-    for output in floating:
-        size = output.detach().square().mean().sqrt().clamp_min(1e-12)
-        per_sample = output[0].numel() if output.ndim else 1
-        noise = torch.randn(output.shape, generator=generator)
-        total = total + (noise * output).sum() / size / float(np.sqrt(per_sample))
+    for output in (o for o in outputs.values() if o.is_floating_point()):
+        value = output - output.mean(1, keepdim=True) if is_classifier(outputs) else output
+        size = value.detach().square().mean().sqrt().clamp_min(1e-12)
+        per_sample = value[0].numel() if value.ndim else 1
+        noise = torch.randn(value.shape, generator=generator)
+        total = total + (noise * value).sum() / size / float(np.sqrt(per_sample))
     return total
+
+
+def drawn_label(outputs: Mapping[str, Tensor], generator: torch.Generator, temperature: float = 1.0) -> Tensor:
+    """The log-probability of a class drawn from a classifier's own prediction: the probe of the Fisher information.
+
+    ``temperature`` softens the scores, as distillation does. Summed over samples; probabilities are taken as such.
+    """
+    (score,) = [o for o in outputs.values() if o.is_floating_point()]
+    likely = torch.log(score.clamp_min(1e-12)) if _sums_to_one(score) else torch.log_softmax(score / temperature, 1)
+    drawn = torch.multinomial(likely.detach().exp(), 1, generator=generator)
+    return likely.gather(1, drawn).sum()
 
 
 def is_classifier(outputs: Mapping[str, Tensor]) -> bool:
@@ -109,47 +121,66 @@ def divergence(outputs: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -
     return total / max(count, 1)
 
 
-def reactions(stepper: Stepper, feeds: Sequence[Feeds], seed: int) -> dict[str, Reaction]:
+def reactions(
+    stepper: Stepper, feeds: Sequence[Feeds], seed: int, probe: Probe = output_noise, keep_inputs: bool = False
+) -> dict[str, Reaction]:
     """Each site's reaction, batch by batch. Sites that no gradient reaches are left out."""
     generator = torch.Generator().manual_seed(seed)
     inputs: dict[str, list[Array]] = {}
     gradients: dict[str, list[Array]] = {}
     for batch in feeds:
-        probes: dict[str, tuple[Site, Tensor]] = {}
+        shifts: dict[str, tuple[Site, Tensor]] = {}
 
-        def at_site(stop: Stop, probes: dict[str, tuple[Site, Tensor]] = probes) -> Tensor:
+        def at_site(stop: Stop, shifts: dict[str, tuple[Site, Tensor]] = shifts) -> Tensor:
             site = stop.site
             y = run_chain(site, Chain((site.stage,)), stop.input)
-            probe = torch.zeros_like(y, requires_grad=True)
-            probes[site.name] = (site, probe)
-            inputs.setdefault(site.name, []).append(as_array(site, stop.input))
-            return y + probe
+            shift = torch.zeros_like(y, requires_grad=True)
+            shifts[site.name] = (site, shift)
+            if keep_inputs:
+                inputs.setdefault(site.name, []).append(as_array(site, stop.input))
+            return y + shift
 
-        outputs = stepper.run(batch, at_site)
-        loss = log_likelihood(outputs, generator)
+        loss = probe(stepper.run(batch, at_site), generator)
         if not loss.requires_grad:
             return {}
-        grads = torch.autograd.grad(loss, [probe for _, probe in probes.values()], allow_unused=True)
-        for (site, _), grad in zip(probes.values(), grads, strict=True):
+        grads = torch.autograd.grad(loss, [shift for _, shift in shifts.values()], allow_unused=True)
+        for (site, _), grad in zip(shifts.values(), grads, strict=True):
             if grad is not None:
                 gradients.setdefault(site.name, []).append(as_array(site, grad))
     return {
-        name: Reaction(np.concatenate(inputs[name]), np.concatenate(parts))
+        name: Reaction(np.concatenate(parts), np.concatenate(inputs[name]) if keep_inputs else None)
         for name, parts in gradients.items()
         if len(parts) == len(feeds)
     }
+
+
+def output_root(site: Site, reaction: Reaction, floor: float) -> Array:
+    """The square root (g, O, O) of the output metric E[g g'], in units of its mean eigenvalue, plus ``floor``.
+
+    A factor fitted in this metric spends its rank on the output directions that the network's result reacts to. The
+    floor keeps the others from being ignored, since the gradients are those of the uncompressed network.
+    """
+    groups = site.stage.geometry.groups
+    flat = np.moveaxis(reaction.gradients, 1, -1).reshape(-1, groups, site.stage.out_channels // groups)
+    metric = np.einsum("ngo,ngp->gop", flat, flat, optimize=True).astype(np.float64)
+    level = np.trace(metric, axis1=1, axis2=2) / metric.shape[1]
+    metric = metric / np.where(level > 0, level, 1.0)[:, None, None] + floor * np.eye(metric.shape[1])
+    values, vectors = np.linalg.eigh(metric)
+    return np.asarray(np.matmul(vectors * np.sqrt(np.maximum(values, 0))[:, None, :], vectors.swapaxes(1, 2)))
 
 
 def scores(site: Site, reaction: Reaction, samples: int) -> Array:
     """Per-sample weight gradients of the site: (n, g, O, K)."""
     geometry = site.stage.geometry
     x, g = reaction.inputs, reaction.gradients
+    if x is None:
+        raise ValueError("scores need reactions with their inputs")
     total = int(np.prod(positions(geometry, x.shape))) if geometry.ndim else x.shape[0]
     rows = np.arange(total)
     return sample_gradients(patches(x, geometry, rows), outputs_at(g, geometry.groups, rows), samples)
 
 
-FIT_WIDTH = 1200
+FIT_WIDTH = WIDE
 """Patches wider than this are not fitted per candidate: the fit costs more than it tells, and the slice serves."""
 
 

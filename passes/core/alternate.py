@@ -20,6 +20,9 @@ import numpy as np
 from passes.core.fit import FitProblem, refit_last, refit_last_two
 from passes.core.site import Array, Stage, compose
 
+ALTERNATION_FLOPS = 60e9
+"""What one call may spend on conjugate-gradient steps: some seconds on one core."""
+
 
 def refit_tail(stages: Sequence[Stage], problem: FitProblem) -> tuple[Stage, ...]:
     """The last two stages jointly where the last is pointwise and a closed form exists, else the last one."""
@@ -36,7 +39,8 @@ def alternate(
     ``steps`` conjugate-gradient iterations are spent on the first stage in each round. Chains whose first stage sees
     the whole patch, and chains of one stage, come back as they are.
     """
-    if len(stages) < 2 or not separable(stages):
+    rounds = min(rounds, affordable_rounds(problem, steps))
+    if len(stages) < 2 or not separable(stages) or not rounds:
         return stages
     error = problem.error(compose(stages))
     for _ in range(rounds):
@@ -49,6 +53,12 @@ def alternate(
         if done:
             break
     return stages
+
+
+def affordable_rounds(problem: FitProblem, steps: int) -> int:
+    """How many rounds fit into :data:`ALTERNATION_FLOPS`; the metric of a wide patch makes each step dear."""
+    groups, out, width = problem.matrix.shape
+    return int(ALTERNATION_FLOPS / (2.0 * groups * out * width * width * steps))
 
 
 def separable(stages: Sequence[Stage]) -> bool:

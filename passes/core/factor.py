@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from passes.core.alternate import alternate, refit_tail
+from passes.core.alternate import alternate, refit_tail, separable
 from passes.core.fit import FitProblem
 from passes.core.site import Array, Chain, Geometry, Stage
 
@@ -88,8 +88,15 @@ class Factors:
 def fitted(
     decomposition: Decomposition, rank: Rank, problem: FitProblem, rounds: int, steps: int = 8
 ) -> tuple[Stage, ...]:
-    """The slice at ``rank`` fitted to the problem: tail in closed form, then ``rounds`` of alternation."""
-    return alternate(refit_tail(decomposition.stages(rank), problem), problem, rounds, steps)
+    """The slice at ``rank`` of a decomposition of this very problem, its factors fitted to the problem.
+
+    A slice whose first factor sees the whole patch is the optimum already. Others get their tail in closed form and
+    ``rounds`` of alternation, as far as :func:`passes.core.alternate.affordable_rounds` lets them.
+    """
+    stages = decomposition.stages(rank)
+    if len(stages) == 2 and not separable(stages):
+        return stages
+    return alternate(refit_tail(stages, problem), problem, rounds, steps)
 
 
 def chain_of(name: str, rank: Rank, stages: tuple[Stage, ...], bias: Array | None) -> Chain:

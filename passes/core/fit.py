@@ -82,10 +82,24 @@ def _factor(matrix: Array) -> tuple[Array, bool]:
             jitter = max(10 * jitter, 1e-8)
 
 
-def regress(weight: Array, moments: Moments, ridge: float) -> Array:
-    """Ridge regression of the targets on the patches, shrunk towards ``weight`` (g, O, K) instead of zero."""
-    gram = moments.ridge(ridge)
-    return weight + solve_spd(gram, moments.cross - np.matmul(weight, moments.gram))
+class Regression:
+    """Ridge regression of targets on patches, shrunk towards a weight (g, O, K) instead of zero.
+
+    The patches' covariance is factorized once and serves any number of targets. ``gram`` is that covariance with the
+    ridge, (g, K, K).
+    """
+
+    def __init__(self, weight: Array, moments: Moments, ridge: float) -> None:
+        self.gram = moments.ridge(ridge)
+        self._weight = weight
+        self._explained = np.matmul(weight, moments.gram)
+        self._factors = [_factor(matrix) for matrix in self.gram]
+
+    def fit(self, moments: Moments) -> Array:
+        """The weight (g, O, K) for the targets of ``moments``, whose patches are those of the first ones."""
+        missing = moments.cross - self._explained
+        steps = [cho_solve(factor, m.T).T for factor, m in zip(self._factors, missing, strict=True)]
+        return np.asarray(self._weight + np.stack(steps))
 
 
 def low_rank_factors(problem: FitProblem, columns: Array, gram: Array | None) -> tuple[Array, Array, Array]:
@@ -110,7 +124,7 @@ def low_rank_factors(problem: FitProblem, columns: Array, gram: Array | None) ->
         v = np.ascontiguousarray(v[:, :, ::-1])
         left, right = np.matmul(b, v), np.ascontiguousarray(v.swapaxes(1, 2))
     else:
-        lower = np.linalg.cholesky(gram)
+        lower = np.stack([np.tril(_factor(matrix)[0]) for matrix in gram])
         m = np.matmul(b, lower)
         inner = np.matmul(m.swapaxes(1, 2), m)
         spectrum, v = np.linalg.eigh((inner + inner.swapaxes(1, 2)) / 2)
