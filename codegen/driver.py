@@ -23,6 +23,7 @@ from codegen.checkpoint import RunKey, file_sha256
 from codegen.config import LowerConfig
 from codegen.dataset import Dataset, load, random_inputs
 from codegen.events import Events, RecordingEvents
+from codegen.memory import Memory
 from codegen.report.build import Verification
 from codegen.result import InspectRow, LowerResult
 from codegen.results import NO_GAIN, Facts, write_results
@@ -96,7 +97,8 @@ def lower(config: LowerConfig, events: Events) -> LowerResult:
         found = search.run(workspace)
         with run.stage("rewrite"):
             rewritten = network.clone()
-            passes = [Factorize(found.chains), FusePointwise(target.latency), DropDeadCode()]
+            metrics = ("latency", *(m for m in search.budgets if m != "latency"))
+            passes = [Factorize(found.chains), FusePointwise(target.latency, metrics), DropDeadCode()]
             outcome = PassManager(passes, instruments).run(rewritten)
             after = target.latency.network(rewritten.workload())
             harm = _harm(before, after)
@@ -121,7 +123,8 @@ def lower(config: LowerConfig, events: Events) -> LowerResult:
         report = write_results(facts, workspace.staging)
         with run.stage("commit"):
             workspace.commit()
-    return LowerResult(report, any(not b["met"] for b in report["budgets"]), config.output)
+    missed = any(not b["met"] for b in report["budgets"])
+    return LowerResult(report, missed, config.output)
 
 
 def inspect(config: LowerConfig, events: Events) -> list[InspectRow]:
@@ -130,7 +133,7 @@ def inspect(config: LowerConfig, events: Events) -> list[InspectRow]:
     target = parse_target(config.target)
     PassManager([DropIdentities(), FoldBatchNorm(), DropDeadCode()]).run(graph)
     scan = graph.sites()
-    formats = _formats(config.formats)
+    formats = _formats(config.formats, events)
     sites, left_out = Selection(config.include, config.exclude).of(scan.sites)
     chosen = {site.name for site in sites}
     found = candidates(sites, formats, target.latency, dict.fromkeys(chosen, 4), margin=config.margin)
@@ -151,9 +154,13 @@ def inspect(config: LowerConfig, events: Events) -> list[InspectRow]:
     return rows
 
 
-def _formats(names: Sequence[str]) -> dict[str, Any]:
+def _formats(names: Sequence[str], events: Events) -> dict[str, Any]:
+    """Formats by name; all there are without names, and then a note for each that cannot be loaded."""
     if not names:
-        return registry.FORMATS.load_all()[0]
+        found, broken = registry.FORMATS.load_all()
+        for note in broken:
+            events.note(f"{note.node}: {note.reason}")
+        return found
     return {name: registry.FORMATS.load(name) for name in names if name != "dense"}
 
 
@@ -200,7 +207,7 @@ class _Search:
         """Up to ``count`` single inferences of the data."""
         return list(self.data.head(count).batches(1))
 
-    def run(self, workspace: Workspace) -> Attempt:
+    def run(self, workspace: Memory) -> Attempt:
         """The best attempt; its chains are ready to be put into the network."""
         solver = registry.SOLVERS.load(self.config.solver)
         self.stepper = self._walkable()
@@ -209,13 +216,14 @@ class _Search:
         self.space = build_space(
             self.network,
             self.target.latency,
-            _formats(config.formats),
+            _formats(config.formats, self.run_events),
             Selection(config.include, config.exclude, config.margin),
             self.stepper,
             feeds if self.calibrated else None,
             self.effort,
             self.correction,
             self.run_events,
+            workspace,
         )
         correction = self.correction if self.calibrated else None
         if self.config.plan is not None:

@@ -12,6 +12,16 @@ import torch
 
 from codegen.dataset import Dataset
 from codegen.events import Events
+from codegen.memory import (
+    Forgetful,
+    Memory,
+    Scores,
+    attempt_name,
+    load_chains,
+    load_scores,
+    save_chains,
+    save_scores,
+)
 from passes import registry
 from passes.core.blas import blas_threads
 from passes.core.cost import METRICS, Cost, LatencyModel, OpWork
@@ -70,7 +80,7 @@ class Space:
     model: LatencyModel
     baseline: Cost
     kept: tuple[Note, ...]
-    moments: dict[str, Moments] = field(default_factory=dict)
+    memory: Memory = field(default_factory=Forgetful)
     roots: dict[str, Array] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
 
@@ -221,6 +231,7 @@ def build_space(
     effort: Effort,
     correction: Correction,
     events: Events,
+    memory: Memory,
 ) -> Space:
     """Sites, candidates, prices and errors of a network. Without ``feeds`` the errors are those of the weights."""
     scan = graph.sites()
@@ -232,6 +243,26 @@ def build_space(
             sites, formats, model, {s.name: width.get(s.name, 4) for s in sites}, margin=selection.margin
         )
         baseline = model.network(ops)
+    space = Space(tuple(sites), {}, ops, model, baseline, (*scan.kept, *notes), memory=memory)
+    scores = load_scores(memory, sites, found)
+    if scores is not None:
+        events.note("the candidates' scores are those of the interrupted run")
+    else:
+        scores = _measure(space, found, stepper, feeds, effort, correction, events)
+        save_scores(memory, scores)
+    scored, roots, weights = scores
+    return replace(space, scored=scored, roots=roots, weights=weights)
+
+
+def _measure(
+    space: Space,
+    found: Mapping[str, tuple[Candidate, ...]],
+    stepper: Stepper | None,
+    feeds: Feeds | None,
+    effort: Effort,
+    correction: Correction,
+    events: Events,
+) -> Scores:
     moments: dict[str, Moments] = {}
     if stepper is not None and feeds is not None:
         with events.stage("collect statistics", len(stepper.sites)) as progress:
@@ -239,18 +270,17 @@ def build_space(
                 stepper, feeds, effort.elements, correction.seed, lambda site: progress.advance(1, site.name)
             )
     scored = {}
-    with events.stage("score candidates", len(sites)) as progress:
-        for site in sites:
+    with events.stage("score candidates", len(space.sites)) as progress:
+        for site in space.sites:
             with blas_threads(site.stage.weight[0].size):
                 scored[site.name] = score(site, found[site.name], moments.get(site.name), correction.ridge)
             progress.advance(1, site.name)
-    space = Space(tuple(sites), scored, ops, model, baseline, (*scan.kept, *notes), moments)
     if stepper is None or feeds is None:
-        return space
+        return scored, {}, {}
+    space = replace(space, scored=scored)
     with events.stage("probe the outputs"):
         roots = output_roots(space, stepper, feeds, effort, correction.seed)
-    weights = sensitivities(space, stepper, feeds, moments, effort, correction.ridge, events)
-    return replace(space, roots=roots, weights=weights)
+    return scored, roots, sensitivities(space, stepper, feeds, moments, effort, correction.ridge, events)
 
 
 @dataclass(eq=False)
@@ -430,6 +460,24 @@ def carry_out(
     Sites that cannot be walked to (inside bodies) go by their weights in either case. The loss and the relative error
     are those of the network's outputs on ``feeds``; NaN where it cannot be walked.
     """
+    name = attempt_name(attempt.choices, correction is not None)
+    known = load_chains(space.memory, name, space.sites, attempt.choices)
+    if known is not None:
+        chains, numbers = known
+        return replace(attempt, chains=chains, loss=numbers["loss"], relative_l2=numbers["relative_l2"])
+    done = _carry_out(attempt, space, stepper, feeds, correction, events)
+    save_chains(space.memory, name, done.chains, {"loss": done.loss, "relative_l2": done.relative_l2})
+    return done
+
+
+def _carry_out(
+    attempt: Attempt,
+    space: Space,
+    stepper: Stepper | None,
+    feeds: Feeds | None,
+    correction: Correction | None,
+    events: Events,
+) -> Attempt:
     walked = set() if stepper is None else {s.name for s in stepper.sites.values()}
     chains: dict[str, Chain] = {}
     for site in space.sites:
