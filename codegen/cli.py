@@ -1,4 +1,4 @@
-"""The command line: ``rankc lower ...`` and ``tools/lower.py ...``.
+"""The command line: ``rankc lower ...`` and ``tools/lower.py ...``, ``rankc bench ...`` and ``tools/bench.py ...``.
 
 Results go to stdout, everything else to stderr. Nothing slow is imported before a command runs.
 """
@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from codegen.bench.command import bench
 from codegen.cli_options import duration_s, json_target, shapes
 from codegen.cli_run import run
 from codegen.cli_streams import INTERRUPTED
@@ -123,6 +124,9 @@ def lower(
         raise UsageError("--verbose and --quiet contradict each other")
     code = run(model, config, values, json_target(json_), verbose=verbose, quiet=quiet, debug=debug)
     raise typer.Exit(code)
+
+
+app.command()(bench)
 
 
 def main(arguments: Sequence[str] | None = None, *, checkout: Path | None = None) -> None:

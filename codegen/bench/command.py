@@ -1,0 +1,93 @@
+"""The command ``rankc bench NAME``: options in, tables or one JSON object out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+import typer
+
+from codegen.bench.benchmark import BENCHMARKS, Table, envelope, make
+from codegen.cli_options import json_target
+from codegen.cli_streams import DONE, STDOUT, check_json_target, closed_pipe_is_fine, events, guarded, own_stdout, write
+from passes.errors import UsageError
+
+Option = typer.Option
+
+
+def bench(
+    name: Annotated[str, typer.Argument(help=f"The benchmark: {', '.join(BENCHMARKS.builtin)}.")],
+    models: Annotated[
+        Path | None, Option(help="Folder of the networks. [../shared/models beside the checkout]")
+    ] = None,
+    data: Annotated[Path | None, Option(help="Folder of the data. [../shared/data beside the checkout]")] = None,
+    rows: Annotated[str | None, Option(help="ptq-resnet20: which of its rows, such as ac. [abcd]")] = None,
+    budgets: Annotated[str | None, Option(help="ptq-resnet20: latency budgets in percent. [90,80,70,60,50]")] = None,
+    target: Annotated[str | None, Option(help="Target whose latency counts. [asic]")] = None,
+    effort: Annotated[str | None, Option(help="quick, default or extensive. [default]")] = None,
+    images: Annotated[int | None, Option(min=1, help="ptq-resnet20: test images to evaluate on. [all]")] = None,
+    plans: Annotated[int | None, Option(min=3, help="error-models: how many plans of each family. [40]")] = None,
+    corrected: Annotated[
+        int | None, Option(min=0, help="error-models: how many of them after sequential correction too. [20]")
+    ] = None,
+    networks: Annotated[str | None, Option(help="lower-time: which networks. [resnet20,resnet50]")] = None,
+    seed: Annotated[int | None, Option(min=0, help="Seed of everything random. [0]")] = None,
+    json_: Annotated[
+        str | None, Option("--json", help="Also write the result to this file; - prints it alone on stdout.")
+    ] = None,
+    quiet: Annotated[bool, Option("--quiet", "-q", help="Show no progress.")] = False,
+    debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Run a benchmark: its tables on stdout, progress on stderr."""
+
+    def action() -> int:
+        given: dict[str, Any] = {
+            "models": models, "data": data, "rows": rows, "target": target, "effort": effort, "images": images,
+            "plans": plans, "corrected": corrected, "seed": seed,
+            "budgets": None if budgets is None else percentages(budgets),
+            "networks": None if networks is None else tuple(part.strip() for part in networks.split(",")),
+        }  # fmt: skip
+        benchmark = make(name, {option: value for option, value in given.items() if value is not None})
+        json_to = json_target(json_)
+        check_json_target(json_to)
+        with own_stdout(quiet) as stdout:
+            with events(False, quiet) as watcher:
+                result = envelope(benchmark, benchmark.run(watcher))
+            text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+            with closed_pipe_is_fine(stdout):
+                if json_to == STDOUT:
+                    stdout.write(text)
+                else:
+                    _show(benchmark.tables(result), stdout)
+            write(json_to, text)
+        return DONE
+
+    nothing: Callable[[], str] = lambda: "nothing was written"  # noqa: E731
+    raise typer.Exit(guarded(action, nothing, debug=debug))
+
+
+def percentages(text: str) -> tuple[int, ...]:
+    """``90,50`` as whole numbers of percent, in the order given."""
+    parts = [part.strip().removesuffix("%") for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and 0 < int(part) <= 100 for part in parts):
+        raise UsageError(f"--budgets {text!r}: write percentages between 1 and 100, such as 80,60")
+    return tuple(int(part) for part in parts)
+
+
+def _show(tables: list[Table], stream: TextIO) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table as RichTable
+
+    console = Console(file=stream, width=None if stream.isatty() else 160, highlight=False)
+    for table in tables:
+        shown = RichTable(box=box.MARKDOWN)
+        for index, column in enumerate(table.columns):
+            shown.add_column(escape(column), justify="right" if index else "left", no_wrap=True)
+        for row in table.rows:
+            shown.add_row(*(escape(cell) for cell in row))
+        console.print(escape(table.title))
+        console.print(shown)
