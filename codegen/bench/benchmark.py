@@ -21,6 +21,8 @@ MODELS = _SHARED / "models"
 DATA = _SHARED / "data"
 """Where networks and data are looked for when no option says otherwise: beside the checkout, never inside it."""
 
+EFFORT_NAMES = ("quick", "default", "extensive")
+
 
 @dataclass(frozen=True)
 class Table:
@@ -65,6 +67,8 @@ def make(name: str, options: Mapping[str, Any]) -> Benchmark:
     for option in options:
         if option not in known:
             raise UsageError(f"--{option} does not apply to the benchmark {name}; see rankc bench --help")
+    if options.get("effort", "default") not in EFFORT_NAMES:
+        raise UsageError(f"--effort {options['effort']!r}: there are: {', '.join(EFFORT_NAMES)}")
     benchmark: Benchmark = kind(**options)
     return benchmark
 
