@@ -19,6 +19,8 @@ from passes.core.site import Array
 from passes.ranks.problem import RankPlan, RankProblem
 
 _OPTIMAL, _LIMIT, _INFEASIBLE = 0, 1, 2  # scipy's status codes
+_RETRIES = 12
+_ROUNDING = 1e-12  # of a sum of costs, relative
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class MilpSolver:
         limits = {m: limit - problem.fixed.get(m, 0.0) for m, limit in problem.budgets.items()}
         slack = model.minimise_excess(limits, scale, self.gap, time_limit_s)
         relaxed = {m: limits[m] + slack[m] * (1 + 1e-9) + 1e-9 * scale[m] for m in limits}
-        cheapest = model.minimise(model.errors, relaxed, self.gap, time_limit_s)
+        cheapest = model.minimise(model.errors, relaxed, self.gap, time_limit_s, exact=False)
         if cheapest is None:
             raise RuntimeError("the relaxed rank problem has no solution, although its excess was just computed")
         picks, bound, _ = cheapest
@@ -90,16 +92,43 @@ class _Model:
         return self.errors if metric == "error" else self._costs[metric]
 
     def minimise(
-        self, weights: Array, limits: dict[str, float], gap: float, time_limit_s: float | None
+        self, weights: Array, limits: dict[str, float], gap: float, time_limit_s: float | None, exact: bool = True
     ) -> tuple[tuple[int, ...], float, bool] | None:
-        """Picks, proven bound of the weighted sum, and whether optimality was proven; None when infeasible."""
+        """Picks, proven bound of the weighted sum, and whether optimality was proven; None when infeasible.
+
+        HiGHS lets a limit be exceeded by about a millionth. Where ``exact``, a plan that makes use of this is refused,
+        and the search is repeated under a limit drawn in by the excess, then by more.
+        """
         if not self.size:
             return ((), 0.0, True) if all(limit >= 0 for limit in limits.values()) else None
+        drawn = dict(limits)
+        bound = -np.inf
+        for attempt in range(_RETRIES):
+            found = self._minimise(weights, drawn, gap, time_limit_s)
+            if found is None:
+                return None
+            picks, lower, proven = found
+            if not attempt:
+                bound = lower  # of the limits as they were given
+            excess = {m: self._at(m, picks) - limit for m, limit in limits.items()}
+            over = {m: e for m, e in excess.items() if e > _ROUNDING * max(abs(limits[m]), self._scale(m))}
+            if not over or not exact:
+                value = sum(float(weights[s + p]) for s, p in zip(self.starts, picks, strict=False))
+                return picks, bound, proven and (not attempt or value - bound <= gap * abs(value))
+            for metric, e in over.items():
+                drawn[metric] = min(drawn[metric], limits[metric] - 4**attempt * e)
+        return None
+
+    def _scale(self, metric: str) -> float:
+        return max(float(np.abs(self._row(metric)).max()), 1e-30)
+
+    def _minimise(
+        self, weights: Array, limits: dict[str, float], gap: float, time_limit_s: float | None
+    ) -> tuple[tuple[int, ...], float, bool] | None:
         constraints: list[Any] = [LinearConstraint(csr_array(self.choose), 1, 1)]
         for metric, limit in limits.items():
-            row = self._row(metric)
-            scale = max(float(np.abs(row).max()), 1e-30)
-            constraints.append(LinearConstraint(row[None, :] / scale, -np.inf, limit / scale))
+            scale = self._scale(metric)
+            constraints.append(LinearConstraint(self._row(metric)[None, :] / scale, -np.inf, limit / scale))
         scale = max(float(np.abs(weights).max()), 1e-30)
         result = self._run(weights / scale, constraints, np.ones(self.size), self.size, gap, time_limit_s)
         if result is None:
