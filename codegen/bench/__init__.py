@@ -1,1 +1,9 @@
-"""Benchmarks: each one file, one frozen dataclass whose fields are its options, one name in the registry."""
+"""Benchmarks: each one file and one frozen dataclass whose fields are its options, registered by name."""
+
+BUILTIN = {
+    "ptq-resnet20": "codegen.bench.ptq_resnet20:PtqResnet20",
+    "error-models": "codegen.bench.error_models:ErrorModels",
+    "solver": "codegen.bench.solver:Solver",
+    "lower-time": "codegen.bench.lower_time:LowerTime",
+}
+"""Name -> "module:class". Here, because the command line names them in its help and imports nothing for it."""

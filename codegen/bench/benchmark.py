@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from codegen.bench import BUILTIN
 from codegen.events import Events
 from passes.errors import InputError, UsageError
 from passes.registry import Registry
@@ -50,12 +51,7 @@ class Benchmark(Protocol):
 BENCHMARKS: Registry[type[Benchmark]] = Registry(
     "benchmark",
     "rankc.benchmarks",
-    {
-        "ptq-resnet20": "codegen.bench.ptq_resnet20:PtqResnet20",
-        "error-models": "codegen.bench.error_models:ErrorModels",
-        "solver": "codegen.bench.solver:Solver",
-        "lower-time": "codegen.bench.lower_time:LowerTime",
-    },
+    BUILTIN,
     members=("name", "run", "tables"),
 )
 

@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from codegen.bench.benchmark import BENCHMARKS, Table, envelope, make
+from codegen.bench import BUILTIN
 from codegen.cli_options import json_target
 from codegen.cli_streams import DONE, STDOUT, check_json_target, closed_pipe_is_fine, events, guarded, own_stdout, write
 from passes.errors import UsageError
+
+if TYPE_CHECKING:
+    from codegen.bench.benchmark import Table
 
 Option = typer.Option
 
 
 def bench(
-    name: Annotated[str, typer.Argument(help=f"The benchmark: {', '.join(BENCHMARKS.builtin)}.")],
+    name: Annotated[str, typer.Argument(help=f"The benchmark: {', '.join(BUILTIN)}.")],
     models: Annotated[
         Path | None, Option(help="Folder of the networks. [../shared/models beside the checkout]")
     ] = None,
@@ -43,6 +46,8 @@ def bench(
     """Run a benchmark: its tables on stdout, progress on stderr."""
 
     def action() -> int:
+        from codegen.bench.benchmark import envelope, make
+
         given: dict[str, Any] = {
             "models": models, "data": data, "rows": rows, "target": target, "effort": effort, "images": images,
             "plans": plans, "corrected": corrected, "seed": seed,

@@ -43,8 +43,8 @@ class Solver:
                 seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu
                 met = all(problem.total(plan.picks, m) <= limit for m, limit in problem.budgets.items())
                 rows.append(
-                    {"problem": index, "seconds": seconds, "cpu_seconds": cpu_seconds, "status": plan.status, "objective": plan.objective,
-                     "bound": plan.bound, "gap": plan.gap, "budgets_met": met}
+                    {"problem": index, "seconds": seconds, "cpu_seconds": cpu_seconds, "status": plan.status,
+                     "objective": plan.objective, "bound": plan.bound, "gap": plan.gap, "budgets_met": met}
                 )  # fmt: skip
                 progress.advance()
         with events.stage("small problems", self.small) as progress:

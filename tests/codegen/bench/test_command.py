@@ -13,8 +13,8 @@ from typing import Any, ClassVar, get_args
 import pytest
 
 from codegen import cli
-from codegen.bench import command
-from codegen.bench.benchmark import BENCHMARKS, EFFORT_NAMES, Table, make
+from codegen.bench import BUILTIN, benchmark
+from codegen.bench.benchmark import EFFORT_NAMES, Table, make
 from codegen.bench.command import percentages
 from codegen.config import LowerConfig
 from passes.errors import UsageError
@@ -44,7 +44,7 @@ class Counting:
 
 @pytest.fixture
 def counting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "make", lambda name, options: Counting(**options))
+    monkeypatch.setattr(benchmark, "make", lambda name, options: Counting(**options))
 
 
 def call(*arguments: str) -> int:
@@ -121,7 +121,7 @@ def test_percentages() -> None:
 
 
 def test_every_registered_benchmark_has_options_with_defaults() -> None:
-    for name in BENCHMARKS.builtin:
+    for name in BUILTIN:
         assert make(name, {}).name == name
 
 
