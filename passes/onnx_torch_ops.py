@@ -113,6 +113,8 @@ def global_average_pool(attributes: Attributes, inputs: Inputs, opset: int) -> l
 def reduce_mean(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
     x, axes = [*inputs, None][:2]
     assert x is not None
+    if not x.is_floating_point():
+        return None
     listed = attributes.get("axes", None) if axes is None else [int(a) for a in axes]
     if not listed and attributes.get("noop_with_empty_axes", 0):
         return [x]
@@ -130,7 +132,8 @@ def reshape(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] 
 def flatten(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
     x = inputs[0]
     assert x is not None
-    axis = attributes.get("axis", 1) % (x.ndim + 1)
+    axis = attributes.get("axis", 1)
+    axis = axis + x.ndim if axis < 0 else axis
     rows = 1
     for size in x.shape[:axis]:
         rows *= size
