@@ -141,6 +141,8 @@ class Stepper:
         batch: that is how a network of fixed batch size is walked with many samples.
         """
         parts = [feeds] if isinstance(feeds, Mapping) else list(feeds)
+        if not parts:
+            raise ValueError("nothing to walk with: the list of feeds is empty")
         walks = [self._walk(part) for part in parts]
         if len(walks) == 1:
             return (yield from walks[0])
@@ -159,7 +161,7 @@ class Stepper:
                 skips = [stop.skip for stop in stops if stop.skip is not None]
                 skip = torch.cat(skips, axis) if len(skips) == len(stops) else None
                 y = yield Stop(site, torch.cat([stop.input for stop in stops], axis), skip)
-                answers = list(torch.tensor_split(y, len(stops), axis))
+                answers = list(torch.split(y, [stop.input.shape[axis] for stop in stops], axis))
         return {name: torch.cat([e[name] for e in ended]) for name in ended[0] if ended[0][name].ndim}
 
     def _walk(self, feeds: Mapping[str, Array | Tensor]) -> Walk:
