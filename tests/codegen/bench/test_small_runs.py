@@ -10,9 +10,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from scipy import stats
 
 from codegen.bench.cifar10 import images, top1
-from codegen.bench.error_models import FAMILIES, TRUTHS, ErrorModels, rank_correlation
+from codegen.bench.error_models import FAMILIES, TRUTHS, ErrorModels, kendall, rank_correlation, spearman
 from codegen.bench.lower_time import LowerTime
 from codegen.bench.ptq_resnet20 import PtqResnet20
 from codegen.bench.resnet50 import write_random
@@ -130,6 +131,15 @@ def test_rank_correlation_by_hand(statistic: str, value: float) -> None:
     assert found["value"] == pytest.approx(value, rel=1e-12)
     assert found["low"] is not None and found["high"] is not None
     assert -1 <= found["low"] <= value <= found["high"] <= 1
+
+
+def test_rank_correlations_equal_those_of_scipy_ties_included() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 9, (20, 15)).astype(float), rng.integers(0, 9, (20, 15)).astype(float)
+    for ours, theirs in ((spearman, stats.spearmanr), (kendall, stats.kendalltau)):
+        wanted = [float(theirs(x, y).statistic) for x, y in zip(a, b, strict=True)]
+        np.testing.assert_allclose(ours(a, b), wanted, rtol=1e-12, atol=1e-15)
+    assert np.isnan(spearman(np.ones((1, 4)), b[:1, :4])).all()
 
 
 def test_a_constant_has_no_rank_correlation() -> None:
