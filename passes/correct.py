@@ -17,9 +17,8 @@ import numpy as np
 import torch
 
 from passes.core.alternate import alternate, refit_tail
-from passes.core.blas import blas_threads
 from passes.core.factor import FactorFormat, Rank, chain_of, fitted
-from passes.core.fit import FitProblem, Regression
+from passes.core.fit import WIDE, FitProblem, Regression
 from passes.core.moments import Moments
 from passes.core.patches import outputs_at, patches, sample_rows
 from passes.core.site import Array, Chain, Site, Stage, compose
@@ -82,8 +81,7 @@ def correct(
                 else:
                     epilogue = stepper.epilogues[site.output]
                     root = (roots or {}).get(site.name)
-                    with blas_threads(site.stage.weight[0].size):
-                        chain = _fit(wanted, seen, y, epilogue, choice, options, rng, root)
+                    chain = _fit(wanted, seen, y, epilogue, choice, options, rng, root)
                     chains[site.name] = chain
                 progress(site)
                 y_seen = run_chain(site, chain, seen.input)
@@ -158,7 +156,7 @@ def _fit(
     if options.skips and wanted.skip is not None and seen.skip is not None and wanted.skip.shape == y.shape:
         total = total + sampled(wanted.skip)
         skip = sampled(seen.skip)
-    target = _Target(total, skip, epilogue if options.skips or epilogue.skip is None else Epilogue())
+    target = _Target(total, skip, epilogue if skip is not None or epilogue.skip is None else Epilogue())
     moments = Moments.of(columns, target.initial())
     weight = stage.grouped_weight().astype(np.float64)
     flat = weight.reshape(*weight.shape[:2], -1)
@@ -166,7 +164,8 @@ def _fit(
     regression = Regression(flat, moments, options.ridge)
     stages: tuple[Stage, ...] = ()
     composed, bias = flat, np.zeros(flat.shape[:2])
-    for sweep in range(1 + (options.sweeps if clamps else 0)):
+    sweeps = min(options.sweeps, 1) if flat.shape[-1] > WIDE else options.sweeps
+    for sweep in range(1 + (sweeps if clamps else 0)):
         if sweep:
             predicted = np.matmul(columns, composed.swapaxes(1, 2).astype(columns.dtype)) + bias[:, None, :]
             moments = moments.retarget(columns, target.moved(predicted.astype(columns.dtype)))
