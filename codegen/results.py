@@ -71,7 +71,7 @@ def write_results(facts: Facts, folder: Path) -> dict[str, Any]:
     artifacts |= facts.emission.artifacts
     artifacts |= {"plan": "plan.json", "config": "config.toml", "layers": "layers.csv", "html": "report.html"}
     report = build_report(facts, artifacts).to_dict()
-    plan = as_json(facts.found.plan, facts.found.problem) | {"layers": _plan_layers(facts)}
+    plan = as_json(facts.found.plan, _plan_layers(facts))
     assert facts.config.output is not None
     texts = {
         "report.json": to_json(report),

@@ -23,7 +23,6 @@ from codegen.memory import (
     save_scores,
 )
 from passes import registry
-from passes.core.blas import blas_threads
 from passes.core.cost import METRICS, Cost, LatencyModel, OpWork
 from passes.core.factor import FactorFormat, Rank, chain_of, fitted
 from passes.core.fit import FitProblem
@@ -39,7 +38,7 @@ from passes.ranks.problem import Option, RankPlan, RankProblem, RankSolver, Site
 from passes.sensitivity import ScoredSite, divergence, moments_by_site, output_root, reactions, score
 from passes.torch_apply import run_chain
 
-CALIBRATION_MACS = 300e9
+CALIBRATION_MACS = 150e9
 """Calibration stops at this many multiply-adds of the network, or at ``CALIBRATION_BYTES`` of its activations."""
 CALIBRATION_BYTES = 3 << 30
 
@@ -272,8 +271,7 @@ def _measure(
     scored = {}
     with events.stage("score candidates", len(space.sites)) as progress:
         for site in space.sites:
-            with blas_threads(site.stage.weight[0].size):
-                scored[site.name] = score(site, found[site.name], moments.get(site.name), correction.ridge)
+            scored[site.name] = score(site, found[site.name], moments.get(site.name), correction.ridge)
             progress.advance(1, site.name)
     if stepper is None or feeds is None:
         return scored, {}, {}

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from passes.core.blas import WIDE
 from passes.core.error import fisher_errors, sample_gradients
 from passes.core.factor import fitted
-from passes.core.fit import FitProblem
+from passes.core.fit import WIDE, FitProblem
 from passes.core.moments import Moments
 from passes.core.patches import outputs_at, patches, positions, sample_rows
 from passes.core.site import Array, Chain, Site, compose
@@ -180,10 +179,6 @@ def scores(site: Site, reaction: Reaction, samples: int) -> Array:
     return sample_gradients(patches(x, geometry, rows), outputs_at(g, geometry.groups, rows), samples)
 
 
-FIT_WIDTH = WIDE
-"""Patches wider than this are not fitted per candidate: the fit costs more than it tells, and the slice serves."""
-
-
 @dataclass(frozen=True, eq=False)
 class ScoredSite:
     """The candidates of a site that are worth choosing from, the dense one first, and what each is expected to lose.
@@ -219,7 +214,7 @@ def score(
     decomposed = {n: f.decompose(site.stage.geometry, problem) for n, f in names.items()}
     estimates = np.array([0.0 if c.format is None else decomposed[c.name].loss(c.rank) / energy for c in found])
     kept = _worth_fitting(found, estimates, limit)
-    narrow = problem.matrix.shape[-1] <= FIT_WIDTH
+    narrow = problem.matrix.shape[-1] <= WIDE
     relative, changes = np.zeros(len(kept)), []
     for index, position in enumerate(kept):
         candidate = found[position]

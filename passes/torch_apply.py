@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -16,9 +15,9 @@ Tensor = torch.Tensor
 def apply_stage(stage: Stage, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
     """The stage on ``x``: (N, C, *spatial), or (N, C) when linear. ``weight``/``bias`` stand in for the stage's own."""
     g = stage.geometry
-    weight = torch.from_numpy(np.ascontiguousarray(stage.weight)).to(x.dtype) if weight is None else weight
+    weight = _constant(stage.weight, x) if weight is None else weight
     if bias is None and stage.bias is not None:
-        bias = torch.from_numpy(np.ascontiguousarray(stage.bias)).to(x.dtype)
+        bias = _constant(stage.bias, x)
     n = g.ndim
     if n == 0:
         if g.groups == 1:
@@ -35,6 +34,12 @@ def apply_stage(stage: Stage, x: Tensor, weight: Tensor | None = None, bias: Ten
     run: Any = (F.conv1d, F.conv2d, F.conv3d)[n - 1]
     y_: Tensor = run(x, weight, bias, g.strides, begin, g.dilations, g.groups)
     return y_
+
+
+def _constant(array: Array, like: Tensor) -> Tensor:
+    """A tensor of the array's values; copied where torch could not share them without risk to their owner."""
+    usable = array.flags.writeable and array.flags.c_contiguous
+    return torch.from_numpy(array if usable else array.copy(order="C")).to(like.dtype)
 
 
 def _transposed(g: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -20,6 +20,9 @@ from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from passes.core.moments import Moments
 from passes.core.site import Array, Stage, compose
 
+WIDE = 1200
+"""Patches wider than this make every product with their covariance dear: fits are repeated less often."""
+
 
 @dataclass(frozen=True, eq=False)
 class FitProblem:

@@ -121,12 +121,8 @@ def undominated(options: list[Option], metrics: tuple[str, ...]) -> list[Option]
     return [options[i] for i in sorted(kept)]
 
 
-def as_json(plan: RankPlan, problem: RankProblem, **extra: Any) -> dict[str, Any]:
-    """The plan as it is written to plan.json: choices by site, the proof, and the digest of the problem."""
-    layers = []
-    for site, pick in zip(problem.sites, plan.picks, strict=True):
-        option = site.options[pick]
-        layers.append({"name": site.site, "choice": option.format, "rank": list(option.rank)})
+def as_json(plan: RankPlan, layers: list[dict[str, Any]]) -> dict[str, Any]:
+    """The plan as it is written to plan.json: the proof, the digest of the problem, and the choice of each layer."""
     return {
         "schema": 1,
         "solver": plan.solver,
@@ -136,5 +132,4 @@ def as_json(plan: RankPlan, problem: RankProblem, **extra: Any) -> dict[str, Any
         "gap": plan.gap,
         "problem": plan.problem,
         "layers": layers,
-        **extra,
     }

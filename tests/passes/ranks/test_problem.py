@@ -95,8 +95,8 @@ def test_the_gap_is_relative_to_the_objective() -> None:
 
 
 def test_a_plan_as_json() -> None:
-    site = SiteOptions("s", (Option("dense", (), {}, 0.0), Option("tucker2", (3, 4), {}, 0.5)))
-    problem = RankProblem((site,), {}, {})
-    plan = RankPlan("milp", "optimal", (1,), 0.5, 0.5, problem.digest())
-    assert as_json(plan, problem, model="m")["layers"] == [{"name": "s", "choice": "tucker2", "rank": [3, 4]}]
-    assert as_json(plan, problem, model="m")["model"] == "m"
+    plan = RankPlan("milp", "optimal", (1,), 0.5, 0.25, "digest")
+    layers = [{"name": "s", "choice": "tucker2", "rank": [3, 4]}]
+    written = as_json(plan, layers)
+    assert written["layers"] == layers
+    assert (written["status"], written["problem"], written["gap"]) == ("optimal", "digest", 0.5)
