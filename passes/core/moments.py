@@ -33,8 +33,8 @@ class Moments:
         n = x.shape[1]
         mean_x = x.mean(axis=1, dtype=np.float64)
         mean_t = t.mean(axis=1, dtype=np.float64)
-        gram = _product(x, x) / n - mean_x[:, :, None] * mean_x[:, None, :]
-        cross = _product(t, x) / n - mean_t[:, :, None] * mean_x[:, None, :]
+        gram = _covariance(x, mean_x, x, mean_x)
+        cross = _covariance(t, mean_t, x, mean_x)
         energy = np.square(t, dtype=np.float64).mean(axis=1) - mean_t**2
         return cls(mean_x, mean_t, (gram + gram.swapaxes(1, 2)) / 2, cross, np.maximum(energy, 0), n)
 
@@ -42,7 +42,7 @@ class Moments:
         """The same patches with other targets; the Gram matrix is kept."""
         n = x.shape[1]
         mean_t = t.mean(axis=1, dtype=np.float64)
-        cross = _product(t, x) / n - mean_t[:, :, None] * self.mean_x[:, None, :]
+        cross = _covariance(t, mean_t, x, self.mean_x)
         energy = np.square(t, dtype=np.float64).mean(axis=1) - mean_t**2
         return Moments(self.mean_x, mean_t, self.gram, cross, np.maximum(energy, 0), n)
 
@@ -54,10 +54,17 @@ class Moments:
         return np.asarray(self.gram + (strength * level)[:, None, None] * np.eye(k))
 
 
-def _product(a: Array, b: Array, block: int = 65536) -> Array:
-    """a' b over samples, per group: float32 products of blocks, summed in float64."""
+def _covariance(a: Array, mean_a: Array, b: Array, mean_b: Array, block: int = 8192) -> Array:
+    """E[a b'] - E[a] E[b]' per group, (g, A, B): products of blocks in the samples' own precision, summed in float64.
+
+    The means are taken off before the products, because in float32 a mean of 100 deviations hides the covariance.
+    """
+    shift_a, shift_b = mean_a.astype(a.dtype)[:, None], mean_b.astype(b.dtype)[:, None]
     out = np.zeros((a.shape[0], a.shape[2], b.shape[2]))
     for start in range(0, a.shape[1], block):
         part = slice(start, start + block)
-        out += np.matmul(a[:, part].swapaxes(1, 2), b[:, part])
-    return out
+        left = a[:, part] - shift_a
+        right = left if a is b else b[:, part] - shift_b
+        out += np.matmul(left.swapaxes(1, 2), right)
+    rest_a, rest_b = mean_a - shift_a[:, 0], mean_b - shift_b[:, 0]  # what rounding left of the means
+    return np.asarray(out / a.shape[1] - rest_a[:, :, None] * rest_b[:, None, :])

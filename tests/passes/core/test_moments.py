@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from passes.core.moments import Moments, _product
+from passes.core.moments import Moments, _covariance
 
 
 def samples(seed: int, groups: int = 2, count: int = 50, k: int = 5, o: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -30,20 +30,25 @@ def test_moments_are_means_and_covariances(seed: int) -> None:
     assert found.count == 50
 
 
-def test_float32_samples_are_summed_in_float64() -> None:
-    x, t = (v.astype(np.float32) for v in samples(0, count=4000))
+@pytest.mark.parametrize("offset", [0.0, 100.0, 1000.0])
+def test_float32_samples_lose_nothing_to_their_mean(offset: float) -> None:
+    x, t = (v.astype(np.float32) + np.float32(offset) for v in samples(0, count=40_000))
     found = Moments.of(x, t)
     assert all(v.dtype == np.float64 for v in (found.gram, found.cross, found.energy, found.mean_x, found.mean_t))
+    again = found.retarget(x, t)
     for g in range(2):
-        wanted = np.cov(x[g].astype(np.float64), rowvar=False, bias=True)
-        # the products of a block are float32: 2**-24 of the largest second moment each
-        second = np.square(x[g], dtype=np.float64).mean(axis=0).max()
-        np.testing.assert_allclose(found.gram[g], wanted, rtol=0, atol=3e-6 * second)
+        wanted = np.cov(np.hstack([x[g], t[g]]).astype(np.float64), rowvar=False, bias=True)
+        # float32 products of centred values: a few times 2**-24 of the largest variance, whatever the mean
+        scale = 1e-6 * np.abs(wanted).max()
+        np.testing.assert_allclose(found.gram[g], wanted[:5, :5], rtol=0, atol=scale)
+        np.testing.assert_allclose(found.cross[g], wanted[5:, :5], rtol=0, atol=scale)
+        np.testing.assert_allclose(again.cross[g], wanted[5:, :5], rtol=0, atol=scale)
 
 
 def test_blocks_add_up() -> None:
     x, t = samples(1)
-    np.testing.assert_allclose(_product(t, x, block=7), t.swapaxes(1, 2) @ x, rtol=1e-12, atol=1e-12)
+    found = _covariance(t, t.mean(axis=1), x, x.mean(axis=1), block=7)
+    np.testing.assert_allclose(found, Moments.of(x, t).cross, rtol=1e-12, atol=1e-12)
 
 
 @given(seed=st.integers(0, 2**32 - 1))
