@@ -27,24 +27,11 @@ from codegen.memory import Memory
 from codegen.report.build import Verification
 from codegen.result import InspectRow, LowerResult
 from codegen.results import NO_GAIN, Facts, write_results
-from codegen.search import (
-    EFFORTS,
-    Attempt,
-    FeedsOf,
-    Selection,
-    Space,
-    batched,
-    best_within_budgets,
-    build_space,
-    calibration_count,
-    carry_out,
-    fastest_within,
-    one_by_one,
-    outputs_under,
-    relative_error,
-)
+from codegen.search import Attempt, best_within_budgets, carry_out, fastest_within
+from codegen.space import EFFORTS, Selection, Space, build_space, calibration_count
 from codegen.target import Target, parse_target
 from codegen.tvm_check import difference
+from codegen.walks import FeedsOf, batched, one_by_one, outputs_under, relative_error
 from codegen.workspace import Workspace, check_output
 from passes import registry
 from passes.core.cost import Cost

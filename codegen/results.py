@@ -28,7 +28,8 @@ from codegen.report.build import (
 )
 from codegen.report.html import to_html
 from codegen.report.layers_csv import to_csv
-from codegen.search import Attempt, Space
+from codegen.search import Attempt
+from codegen.space import Space
 from codegen.target import Target
 from passes.core.cost import Cost
 from passes.graph import Note

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from codegen.events import Events
 from codegen.memory import Forgetful
-from codegen.search import Effort, Selection, Space, build_space
+from codegen.space import Effort, Selection, Space, build_space
 from codegen.target import Target, parse_target
 from passes import registry
 from passes.core.cost import Cost

@@ -13,14 +13,9 @@ from numpy.typing import NDArray
 
 from codegen.bench.network import opened
 from codegen.events import Events, RecordingEvents
-from codegen.search import (
-    EFFORTS,
-    affordable,
-    head,
-    outputs_under,
-    plain_chain,
-    whitened_chain,
-)
+from codegen.search import affordable
+from codegen.space import EFFORTS
+from codegen.walks import head, outputs_under, plain_chain, whitened_chain
 from passes import registry
 from passes.core.error import fisher_errors
 from passes.core.fit import FitProblem

@@ -25,7 +25,7 @@ from passes.core.cost import Cost
 from passes.errors import UsageError
 
 if TYPE_CHECKING:
-    from codegen.search import Effort, Space
+    from codegen.space import Effort, Space
     from passes.core.moments import Moments
     from passes.correct import Correction
 
@@ -148,7 +148,8 @@ class _Bench:
     def _layerwise(self, solver: str, whitened: bool, budget: int) -> tuple[Cost, float, Path]:
         from threadpoolctl import threadpool_limits
 
-        from codegen.search import affordable, plain_chain, whitened_chain
+        from codegen.search import affordable
+        from codegen.walks import plain_chain, whitened_chain
 
         with threadpool_limits(limits=1, user_api="blas"):
             space, moments, shared = self._space(whitened)
@@ -170,7 +171,7 @@ class _Bench:
 
     def _effort(self) -> Effort:
         """The effort without what only row (d) has: output metrics and measured sensitivities."""
-        from codegen.search import EFFORTS
+        from codegen.space import EFFORTS
 
         return replace(EFFORTS[self.options.effort], macs=0.0)
 

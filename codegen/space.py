@@ -1,0 +1,316 @@
+"""What the solver chooses from: sites, candidates, prices, errors, and what the calibration data says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+
+import numpy as np
+
+from codegen.events import Events
+from codegen.memory import (
+    Forgetful,
+    Memory,
+    Scores,
+    load_scores,
+    save_scores,
+)
+from codegen.walks import head, outputs_under, relative_error, whitened_chain
+from passes import registry
+from passes.core.cost import METRICS, Cost, LatencyModel, OpWork
+from passes.core.factor import FactorFormat, Rank
+from passes.core.moments import Moments
+from passes.core.site import Array, Site
+from passes.correct import Choice, Correction
+from passes.graph import Note
+from passes.onnx_graph import OnnxGraph
+from passes.onnx_stepper import Feeds, Stepper
+from passes.ranks.candidates import Candidate, candidates, chain_works
+from passes.ranks.problem import Option, RankProblem, SiteOptions, undominated
+from passes.sensitivity import ScoredSite, moments_by_site, output_root, reactions, score
+
+CALIBRATION_MACS = 150e9
+"""Calibration stops at this many multiply-adds of the network, or at ``CALIBRATION_BYTES`` of its activations."""
+
+
+CALIBRATION_BYTES = 3 << 30
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How far a search goes.
+
+    ``elements`` bounds the patches that a fit sees, ``sweeps`` its refits behind a clamp. ``weightings`` are powers
+    of the measured sensitivities: each gives a plan that is carried out, and the best one stays. ``macs`` bounds the
+    work that measuring sensitivities, or carrying out one more plan, may take.
+    """
+
+    elements: int
+    sweeps: int
+    weightings: tuple[float, ...]
+    macs: float
+    solver_s: float
+
+
+EFFORTS = {
+    "quick": Effort(4_000_000, 1, (0.0,), 0.0, 10),
+    "default": Effort(12_000_000, 3, (1.0, 0.0), 120e9, 30),
+    "extensive": Effort(48_000_000, 6, (1.0, 0.0, 0.5, 1.5), 4e12, 300),
+}
+
+
+ROOT_FLOOR = 0.1
+"""Output directions that the network does not react to still count this much, relative to the mean."""
+
+
+PROBE_ERROR = 0.15
+"""The relative error at which a site's sensitivity is measured: what a site loses at half its latency."""
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """What the solver chooses from, on one network and one target."""
+
+    sites: tuple[Site, ...]
+    scored: dict[str, ScoredSite]
+    ops: tuple[OpWork, ...]
+    model: LatencyModel
+    baseline: Cost
+    kept: tuple[Note, ...]
+    memory: Memory = field(default_factory=Forgetful)
+    roots: dict[str, Array] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+
+    def problem(self, budgets: Mapping[str, float], errors: Mapping[str, float]) -> RankProblem:
+        """The rank problem; ``errors`` scales the error of each site's candidates."""
+        metrics = tuple(METRICS)
+        sites = []
+        dense = dict.fromkeys(METRICS, 0.0)
+        for site in self.sites:
+            scored = self.scored[site.name]
+            options = []
+            for index, candidate in enumerate(scored.candidates):
+                costs = {m: candidate.cost.metric(m) for m in METRICS}
+                error = float(scored.relative[index]) * errors.get(site.name, 1.0)
+                options.append(Option(candidate.name, candidate.rank, costs, error))
+            for metric in METRICS:
+                dense[metric] += options[0].costs[metric]
+            used = (*(m for m in metrics if m in budgets), "latency")
+            sites.append(SiteOptions(site.name, (options[0], *undominated(options[1:], used))))
+        fixed = {m: self.baseline.metric(m) - dense[m] for m in METRICS}
+        return RankProblem(tuple(sites), fixed, dict(budgets))
+
+    def choices(self, problem: RankProblem, picks: Sequence[int]) -> dict[str, Choice]:
+        """A plan's picks as choices by site name."""
+        out = {}
+        for site, pick in zip(problem.sites, picks, strict=True):
+            option = site.options[pick]
+            candidate = self.candidate(site.site, option.format, option.rank)
+            out[site.site] = Choice(candidate.format, candidate.rank)
+        return out
+
+    def candidate(self, site: str, format: str, rank: Rank) -> Candidate:
+        for candidate in self.scored[site].candidates:
+            if (candidate.name, candidate.rank) == (format, rank):
+                return candidate
+        raise KeyError(f"{site} has no candidate {format} {rank}")
+
+    def single(self, site: str, format: str, rank: Rank) -> Cost:
+        """The cost of one chain at a site, whether it is a candidate or not."""
+        place = next(s for s in self.sites if s.name == site)
+        works = chain_works(place, registry.FORMATS.load(format), rank)
+        return replace(self.model.chains([works])[0], macs=sum(w.macs for w in works))
+
+    def price(self, choices: Mapping[str, Choice]) -> Cost:
+        """The whole network under these choices, priced as a network and not as a sum of layers."""
+        return self.model.network(self.rewritten(choices))
+
+    def rewritten(self, choices: Mapping[str, Choice]) -> list[OpWork]:
+        """The network's work with each chosen site's operator replaced by its chain's stages."""
+        sites = {site.name: site for site in self.sites}
+        ops: list[OpWork] = []
+        for op in self.ops:
+            choice = choices.get(op.name)
+            if choice is None or choice.format is None or op.name not in sites:
+                ops.append(op)
+                continue
+            ops.extend(_chain_ops(op, sites[op.name], choice))
+        return ops
+
+
+def _chain_ops(op: OpWork, site: Site, choice: Choice) -> list[OpWork]:
+    assert choice.format is not None
+    works = chain_works(site, choice.format, choice.rank)
+    width = op.weight_bytes // op.weight_params if op.weight_params else 4
+    names = [*(f"{site.output}/{i}" for i in range(len(works) - 1))]
+    out = []
+    shape = op.input_shapes[0] if op.input_shapes else site.input_shape
+    for index, work in enumerate(works):
+        last = index == len(works) - 1
+        following = op.output_shapes[0] if last else _stage_shape(site, work.out_channels, work.output_spatial)
+        params = work.weights + (work.out_channels if work.bias else 0)
+        out.append(
+            OpWork(
+                f"{op.name}/{index}",
+                op.op,
+                work,
+                (shape,),
+                (following,),
+                (names[index - 1] if index else site.input,),
+                (op.outputs[0] if last else names[index],),
+                params,
+                params * width,
+            )
+        )
+        shape = following
+    return out
+
+
+def _stage_shape(site: Site, channels: int, spatial: tuple[int, ...]) -> tuple[int, ...]:
+    shape = list(site.output_shape)
+    shape[site.channel_axis] = channels
+    if spatial:
+        shape[2:] = spatial
+    return tuple(shape)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which sites a run may touch, and by how much a chain must be cheaper (None: the target's own margin)."""
+
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    margin: float | None = None
+
+    def of(self, sites: Sequence[Site]) -> tuple[list[Site], list[Note]]:
+        """Sites that the globs let through, and a note for each one that they do not."""
+        chosen, notes = [], []
+        for site in sites:
+            if self.include and not any(fnmatchcase(site.name, glob) for glob in self.include):
+                notes.append(Note(site.name, site.op, "not named by --include"))
+            elif any(fnmatchcase(site.name, glob) for glob in self.exclude):
+                notes.append(Note(site.name, site.op, "named by --exclude"))
+            else:
+                chosen.append(site)
+        return chosen, notes
+
+
+def calibration_count(ops: Sequence[OpWork], available: int) -> int:
+    """How many samples a walk over the network can take in time and memory; at least one."""
+    macs = sum(op.stage.macs for op in ops if op.stage is not None)
+    largest = sorted((4 * int(np.prod(s)) for op in ops for s in op.output_shapes), reverse=True)[:8]
+    by_time = CALIBRATION_MACS / max(macs, 1)
+    by_memory = CALIBRATION_BYTES / max(sum(largest), 1)
+    return max(1, min(available, int(by_time), int(by_memory)))
+
+
+def network_macs(ops: Sequence[OpWork]) -> float:
+    """Multiply-adds of one inference."""
+    return float(max(sum(op.stage.macs for op in ops if op.stage is not None), 1))
+
+
+def build_space(
+    graph: OnnxGraph,
+    model: LatencyModel,
+    formats: Mapping[str, FactorFormat],
+    selection: Selection,
+    stepper: Stepper | None,
+    feeds: Feeds | None,
+    effort: Effort,
+    correction: Correction,
+    events: Events,
+    memory: Memory,
+) -> Space:
+    """Sites, candidates, prices and errors of a network. Without ``feeds`` the errors are those of the weights."""
+    scan = graph.sites()
+    sites, notes = selection.of(scan.sites)
+    ops = graph.workload()
+    width = {op.name: op.weight_bytes // op.weight_params for op in ops if op.weight_params}
+    with events.stage("price candidates"):
+        found = candidates(
+            sites, formats, model, {s.name: width.get(s.name, 4) for s in sites}, margin=selection.margin
+        )
+        baseline = model.network(ops)
+    space = Space(tuple(sites), {}, ops, model, baseline, (*scan.kept, *notes), memory=memory)
+    scores = load_scores(memory, sites, found)
+    if scores is not None:
+        events.note("the candidates' scores are those of the interrupted run")
+    else:
+        scores = _measure(space, found, stepper, feeds, effort, correction, events)
+        save_scores(memory, scores)
+    scored, roots, weights = scores
+    return replace(space, scored=scored, roots=roots, weights=weights)
+
+
+def _measure(
+    space: Space,
+    found: Mapping[str, tuple[Candidate, ...]],
+    stepper: Stepper | None,
+    feeds: Feeds | None,
+    effort: Effort,
+    correction: Correction,
+    events: Events,
+) -> Scores:
+    moments: dict[str, Moments] = {}
+    if stepper is not None and feeds is not None:
+        with events.stage("collect statistics", len(stepper.sites)) as progress:
+            moments, _ = moments_by_site(
+                stepper, feeds, effort.elements, correction.seed, lambda site: progress.advance(1, site.name)
+            )
+    scored = {}
+    with events.stage("score candidates", len(space.sites)) as progress:
+        for site in space.sites:
+            scored[site.name] = score(site, found[site.name], moments.get(site.name), correction.ridge)
+            progress.advance(1, site.name)
+    if stepper is None or feeds is None:
+        return scored, {}, {}
+    space = replace(space, scored=scored)
+    with events.stage("probe the outputs"):
+        roots = output_roots(space, stepper, feeds, effort, correction.seed)
+    return scored, roots, sensitivities(space, stepper, feeds, moments, effort, correction.ridge, events)
+
+
+def output_roots(space: Space, stepper: Stepper, feeds: Feeds, effort: Effort, seed: int) -> dict[str, Array]:
+    """Square roots of each site's output metric, from gradients on as many samples as the effort allows."""
+    count = int(min(256, effort.macs / (3 * network_macs(space.ops))))
+    parts = head(feeds, count)
+    if count < 1 or not parts:
+        return {}
+    found = reactions(stepper, parts, seed)
+    return {s.name: output_root(s, found[s.name], ROOT_FLOOR) for s in space.sites if s.name in found}
+
+
+def sensitivities(
+    space: Space,
+    stepper: Stepper,
+    feeds: Feeds,
+    moments: Mapping[str, Moments],
+    effort: Effort,
+    ridge: float,
+    events: Events,
+) -> dict[str, float]:
+    """What a unit of each site's relative error does to the network's output, measured one site at a time.
+
+    Each site alone gets a chain of medium loss; the output's squared relative error over the site's own is its weight,
+    in units of their geometric mean. {} where that many runs are more than the effort allows.
+    """
+    sites = [s for s in space.sites if len(space.scored[s.name].candidates) > 1 and s.name in moments]
+    count = int(min(128, effort.macs / (network_macs(space.ops) * max(len(sites), 1))))
+    if count < 16 or len(sites) < 2:
+        return {}
+    parts: Feeds = head(feeds, count, count)
+    parts = parts[0] if isinstance(parts, list) and len(parts) == 1 else parts
+    found: dict[str, float] = {}
+    with events.stage("measure sensitivities", len(sites)) as progress:
+        before = outputs_under(stepper, parts, {})
+        for site in sites:
+            scored = space.scored[site.name]
+            index = 1 + int(np.argmin(np.abs(np.log(np.maximum(scored.relative[1:], 1e-12) / PROBE_ERROR))))
+            candidate = scored.candidates[index]
+            chain = whitened_chain(site, Choice(candidate.format, candidate.rank), moments[site.name], ridge)
+            after = outputs_under(stepper, parts, {site.name: chain})
+            found[site.name] = relative_error(after, before) ** 2 / max(float(scored.relative[index]), 1e-12)
+            progress.advance(1, site.name)
+    level = float(np.exp(np.mean(np.log(np.maximum(list(found.values()), 1e-12)))))
+    return {name: max(value, 1e-12) / level for name, value in found.items()}
