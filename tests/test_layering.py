@@ -37,7 +37,7 @@ HEAVY = {
         "passes.fx_*",
         "passes.training*",
         "codegen.driver",
-        "codegen.space",
+        "codegen.walks",
     ),
     "onnx": ("passes.onnx_*",),
     "onnx_graphsurgeon": ("passes.onnx_*",),
