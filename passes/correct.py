@@ -5,8 +5,8 @@ from the compressed walk, the wanted outputs y from the original one, so the fit
 lost (asymmetric reconstruction: Zhang et al., TPAMI 2016). Where a residual branch is added behind the site, the
 error that arrives over it is put into the target as well, and where the sum is clamped (ReLU), outputs on the flat
 side only have to stay there: targets are moved to the nearest value with the same result, and the fit is repeated.
-That is majorisation-minimisation: what each sweep lowers is an upper bound of the error behind the clamp, which counts an
-output in full where the original is not flat and the fit is.
+That is majorisation-minimisation: what each sweep lowers is an upper bound of the error behind the clamp, which
+counts an output in full where the original is not flat and the fit is.
 """
 
 from __future__ import annotations
