@@ -49,6 +49,9 @@ from passes.onnx_stepper import Feeds, Stepper
 from passes.ranks.candidates import candidates
 from passes.ranks.problem import RankPlan
 
+CANONICAL = (DropIdentities(), FoldBatchNorm(), DropDeadCode())
+"""What every network goes through before its sites are looked at, in a run and in a dry run alike."""
+
 
 def lower(config: LowerConfig, events: Events) -> LowerResult:
     """Carries out one run and writes its output folder, whole or not at all.
@@ -78,7 +81,7 @@ def lower(config: LowerConfig, events: Events) -> LowerResult:
         network = original.clone()
         with run.stage("canonicalize"):
             instruments = [] if config.dump_ir is None else [DumpIR(workspace.place(config.dump_ir))]
-            canonical = PassManager([DropIdentities(), FoldBatchNorm(), DropDeadCode()], instruments).run(network)
+            canonical = PassManager(CANONICAL, instruments).run(network)
         before = target.latency.network(original.workload())
         search = _Search(config, target, network, data, before, run)
         found = search.run(workspace)
@@ -118,7 +121,7 @@ def inspect(config: LowerConfig, events: Events) -> list[InspectRow]:
     """What a run would do to each conv, linear and recurrent node, and why; computes no plan and writes nothing."""
     graph = OnnxGraph.read(config.model, config.shapes)
     target = parse_target(config.target)
-    PassManager([DropIdentities(), FoldBatchNorm(), DropDeadCode()]).run(graph)
+    PassManager(CANONICAL).run(graph)
     scan = graph.sites()
     formats = _formats(config.formats, events)
     sites, left_out = Selection(config.include, config.exclude).of(scan.sites)

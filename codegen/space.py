@@ -198,9 +198,8 @@ class Selection:
 
 def calibration_count(ops: Sequence[OpWork], available: int) -> int:
     """How many samples a walk over the network can take in time and memory; at least one."""
-    macs = sum(op.stage.macs for op in ops if op.stage is not None)
     largest = sorted((4 * int(np.prod(s)) for op in ops for s in op.output_shapes), reverse=True)[:8]
-    by_time = CALIBRATION_MACS / max(macs, 1)
+    by_time = CALIBRATION_MACS / network_macs(ops)
     by_memory = CALIBRATION_BYTES / max(sum(largest), 1)
     return max(1, min(available, int(by_time), int(by_memory)))
 
