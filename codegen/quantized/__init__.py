@@ -1,0 +1,1 @@
+"""Integer networks: what a QDQ graph computes, as operations on bytes."""
