@@ -2,7 +2,8 @@
 
 Three in-order queues - load, execute, store - run beside each other and meet through tokens. An instruction waits
 for one token of each kind in ``wait`` before it begins, and posts one of each kind in ``post`` when it has ended;
-tokens of a kind are first in, first out. There is no hazard hardware: a buffer that is overwritten too early is the
+tokens of a kind are first in, first out, and the instructions of a queue begin and end in order. None is left over
+where all queues meet (Sync, Host, Halt). There is no hazard hardware: a buffer that is overwritten too early is the
 program's error, and the engine reports it.
 
 =========  =================================  ==========================
@@ -23,7 +24,8 @@ what was loaded: element (i, c, d, h, w) of a stored map of ``channels`` channel
 ``i * channels * P + b * columns * P + ((d * H + h) * W + w) * width + c % columns``, P = D * H * W, b = c // columns,
 width = min(columns, channels - b * columns). Accumulators are laid out the same way, positions being those of the
 tile (its images among them, outermost: there is one set of blocks). Weights of a tile are K x N, row
-k = tap * channels + channel, N contiguous; biases are N accumulator words.
+k = tap * channels + channel, N contiguous; biases are N accumulator words beside them in the scratchpad, little
+endian, at any byte.
 
 Addresses are in bytes. DRAM is one space. The scratchpad is one space: inputs from 0, weights from ``input_kib`` on,
 or all of it for both where the machine shares it. The accumulator memory holds accumulator words (aligned to their
@@ -115,7 +117,8 @@ class Matmul:
 
     ``window`` is the index of a :class:`Window`: positions and taps in the stored input map at ``input_address``; of
     its channels, ``channels`` from ``first_channel`` on are read. ``weight_address``: K x N. ``accumulate``: the sums
-    go on from what the accumulators hold; otherwise from the biases at ``bias_address``, or from 0 where that is -1.
+    go on from what the accumulators hold (``bias_address`` is -1 then); otherwise from the biases at
+    ``bias_address``, or from 0 where that is -1.
     Cycles: :func:`accel_sim.pricing.array.gemm_cycles`, less the ``rows`` of a preload before it.
     """
 
@@ -163,7 +166,8 @@ class Store:
     adds; -1: none. ``to_scratchpad``: into the scratchpad at ``address`` with ``loops.dram_strides`` as its strides, a
     row of the array's width per cycle and position, not over the channel. ``loops.chip_strides`` address accumulator
     words (or bytes). ``lanes``: how many channels lie next to each other within a run; run is a multiple of it.
-    ``block_channels``: the channel step of the outermost loop.
+    ``block_channels``: the channel step of the outermost loop. ``chained`` as in :class:`Load`; all stores of a
+    request go the same way.
     """
 
     address: int
@@ -355,7 +359,8 @@ class Program:
 
     ``spec_hash`` names the machine that it was compiled for (:func:`accel_sim.program.container.spec_hash`).
     ``dram_bytes`` is the size of the DRAM image; ``constants`` are laid at ``constants_address`` of it. ``columns`` is
-    the block width of the layouts. ``scales`` are float32, ``tables`` 256 bytes each.
+    the block width of the layouts. ``scales`` are float32, ``tables`` 256 bytes each. Every float of a program is one
+    that float32 holds exactly (the container refuses others), its ratios and the tensors' scales too.
     """
 
     spec_hash: bytes
