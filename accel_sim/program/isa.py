@@ -75,6 +75,11 @@ class Loops:
 
     An element is a byte, or, on the accumulators' side of a store that requantizes, an accumulator word that becomes
     a byte. DRAM strides are in bytes, ``chip_strides`` in elements. A count is 1 where a loop is not used.
+
+    What a request moves over the channel: its runs in order, those of its chained instructions too; a run that begins
+    in DRAM where the one before it ended belongs to the same piece, and each piece moves in whole bursts,
+    ceil(bytes / burst_bytes), wherever it begins. Data cycles: the pieces' bytes together over the bandwidth, rounded
+    up once.
     """
 
     run: int
