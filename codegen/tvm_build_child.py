@@ -21,7 +21,7 @@ _OLDEST_OPSET = 13
 """Before it, Slice, Squeeze, Split and others took attributes that TVM's importer does not read."""
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """It cannot be done; the message says what. ``by_tvm``: TVM was asked and said no."""
 
     def __init__(self, reason: str, *, by_tvm: bool = False) -> None:
@@ -34,7 +34,7 @@ def main(request_path: str, answer_path: str) -> None:
     request = json.loads(Path(request_path).read_bytes())
     try:
         answer = _build(Path(request["model"]), Path(request["library"]), request["shapes"])
-    except _Refused as refusal:
+    except Refused as refusal:
         answer = {"reason": str(refusal)}
     Path(answer_path).write_text(json.dumps(answer), encoding="utf-8")
 
@@ -49,13 +49,13 @@ def _build(path: Path, library: Path, shapes: dict[str, list[int]]) -> dict[str,
     bound: dict[str, list[int]] = {}
     try:
         _compile(_folded(path, {}), library, len(inputs))
-    except _Refused as refusal:
+    except Refused as refusal:
         if not symbolic:
             raise
         bound = {value.name: shapes[value.name] for value in inputs}
         try:
             _compile(_folded(path, bound), library, len(inputs))
-        except _Refused as second:
+        except Refused as second:
             # Fixed shapes can contradict a network that has branches for several: then the first try tells more.
             raise (second if second.by_tvm else refusal) from second
     return {
@@ -78,7 +78,6 @@ def _coarse(model: onnx.ModelProto) -> bool:
 def _folded(path: Path, bound: dict[str, list[int]]) -> onnx.ModelProto:
     """The network with its constants folded, weights that are no inputs, and ``bound`` input shapes."""
     import onnx
-    import onnxruntime
     from onnx import version_converter
 
     model = onnx.load(path)
@@ -97,7 +96,15 @@ def _folded(path: Path, bound: dict[str, list[int]]) -> onnx.ModelProto:
         try:
             model = version_converter.convert_version(model, _OLDEST_OPSET)
         except (RuntimeError, ValueError) as error:
-            raise _Refused(f"opset {opset} cannot be converted to {_OLDEST_OPSET}: {_first_line(error)}") from error
+            raise Refused(f"opset {opset} cannot be converted to {_OLDEST_OPSET}: {first_line(error)}") from error
+    return fold_constants(model)
+
+
+def fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
+    """``model`` as onnxruntime writes it after its basic optimizations: shapes and pads are constants then."""
+    import onnx
+    import onnxruntime
+
     with tempfile.TemporaryDirectory(prefix="rankc-") as folder:
         before, after = Path(folder) / "before.onnx", Path(folder) / "after.onnx"
         onnx.save(model, before)
@@ -110,7 +117,7 @@ def _folded(path: Path, bound: dict[str, list[int]]) -> onnx.ModelProto:
         try:
             onnxruntime.InferenceSession(str(before), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own exceptions have no common base
-            raise _Refused(f"onnxruntime cannot fold the constants: {_first_line(error)}") from error
+            raise Refused(f"onnxruntime cannot fold the constants: {first_line(error)}") from error
         return onnx.load(after)
 
 
@@ -123,14 +130,14 @@ def _compile(model: onnx.ModelProto, library: Path, inputs: int) -> None:
     from tvm.support import cc
 
     if cc.get_cc() is None:
-        raise _Refused("no C++ compiler was found to link the library with: install g++ or set CXX")
+        raise Refused("no C++ compiler was found to link the library with: install g++ or set CXX")
     try:
         module = from_onnx(model)
     except Exception as error:  # the importer raises whatever the operator's converter hits
-        raise _Refused(_import_reason(error), by_tvm=True) from error
+        raise Refused(import_reason(error), by_tvm=True) from error
     taken = len(module["main"].params)
     if taken != inputs:
-        raise _Refused(f"TVM's importer made {taken} inputs of {inputs}")
+        raise Refused(f"TVM's importer made {taken} inputs of {inputs}")
     target = tvm.target.Target({"kind": "llvm"})
     try:
         with target:
@@ -139,10 +146,10 @@ def _compile(model: onnx.ModelProto, library: Path, inputs: int) -> None:
         executable.export_library(str(library))
     except Exception as error:
         library.unlink(missing_ok=True)
-        raise _Refused(f"TVM cannot compile the network: {_first_line(error)}", by_tvm=True) from error
+        raise Refused(f"TVM cannot compile the network: {first_line(error)}", by_tvm=True) from error
 
 
-def _import_reason(error: Exception) -> str:
+def import_reason(error: Exception) -> str:
     """Names the node at which the importer stopped, found in the frames it went through."""
     node, trace = None, error.__traceback__
     while trace is not None:
@@ -150,10 +157,10 @@ def _import_reason(error: Exception) -> str:
             node = trace.tb_frame.f_locals.get("node", node)
         trace = trace.tb_next
     at = "the network" if node is None else f"{node.op_type} {node.name or node.output[0]!r}"
-    return f"TVM cannot import {at}: {_first_line(error)}"
+    return f"TVM cannot import {at}: {first_line(error)}"
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__
 

@@ -1,0 +1,99 @@
+"""The compiling process of :mod:`codegen.asic_binary.build`.
+
+A node ``RankcProgram`` becomes a call of an external function in destination-passing style, and the functions come
+with the module as its external module, which is what TVM's own code generators leave behind (BYOC). The programs lie
+in the library's read-only data.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from codegen.child_process import end_with_parent
+from codegen.tvm_build_child import Refused, first_line, import_reason
+
+_HERE = Path(__file__).parent
+
+
+def main(request_path: str, answer_path: str) -> None:
+    end_with_parent()
+    request = json.loads(Path(request_path).read_bytes())
+    answer: dict[str, Any] = {}
+    try:
+        _build(Path(request["model"]), Path(request["library"]), request["segments"])
+    except Refused as refusal:
+        answer = {"reason": str(refusal)}
+    Path(answer_path).write_text(json.dumps(answer), encoding="utf-8")
+
+
+def source(segments: list[dict[str, Any]]) -> str:
+    """C++ of the external functions; the programs are included from their files when it is compiled."""
+    most = max((s["inputs"] + len(s["outputs"]) for s in segments), default=1)
+    text = [(_HERE / "rankc_driver.h").read_text(encoding="utf-8"), f"#define MOST_TENSORS {most}"]
+    text.append((_HERE / "trampoline.cc").read_text(encoding="utf-8"))
+    for k, segment in enumerate(segments):
+        path = json.dumps(segment["program"])
+        text.append(
+            f'__asm__(".pushsection .rodata\\n.balign 16\\nrankc_begin_{k}:\\n.incbin {json.dumps(path)[1:-1]}\\n'
+            f'rankc_end_{k}:\\n.byte 0\\n.popsection\\n");\n'
+            f'extern "C" const char rankc_begin_{k}[], rankc_end_{k}[];\n'
+            f'static Segment segment_{k} = {{"segment {k}", rankc_begin_{k}, rankc_end_{k}, {segment["inputs"]}, '
+            f"{len(segment['outputs'])}, nullptr, nullptr}};\n"
+            f'extern "C" int __tvm_ffi_{_symbol(k)}(void*, const TVMFFIAny* arguments, int32_t count, TVMFFIAny*) {{\n'
+            f"  return run(segment_{k}, arguments, count);\n}}\n"
+        )
+    return "\n".join(text)
+
+
+def _symbol(segment: int) -> str:
+    return f"rankc_segment_{segment}"
+
+
+def _build(path: Path, library: Path, segments: list[dict[str, Any]]) -> None:
+    # The interpreter's torch is not needed here and takes seconds to load.
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+    import onnx
+    import tvm
+    from tvm import relax
+    from tvm.relax.frontend.onnx import from_onnx, onnx_frontend
+    from tvm.support import cc
+    from tvm_ffi.libinfo import find_dlpack_include_path, find_include_path
+
+    if cc.get_cc() is None:
+        raise Refused("no C++ compiler was found to link the library with: install g++ or set CXX")
+
+    class RankcProgram(onnx_frontend.OnnxOpConverter):  # type: ignore[misc,name-defined]
+        @classmethod
+        def _impl_v1(cls, builder: Any, inputs: Any, attributes: dict[str, Any], params: Any) -> Any:
+            segment = int(attributes["segment"])
+            types = [relax.TensorType(o["shape"], o["dtype"]) for o in segments[segment]["outputs"]]
+            made = relax.call_dps_packed(
+                _symbol(segment), relax.Tuple(list(inputs)), types[0] if len(types) == 1 else types
+            )
+            return builder.normalize(made)
+
+    known = onnx_frontend._get_convert_map
+    onnx_frontend._get_convert_map = lambda: {**known(), "RankcProgram": RankcProgram}
+    try:
+        module = from_onnx(onnx.load(path))
+    except Exception as error:  # the importer raises whatever the operator's converter hits
+        raise Refused(import_reason(error), by_tvm=True) from error
+    names = [_symbol(k) for k in range(len(segments))]
+    external = tvm.get_global_func("runtime.CSourceModuleCreate")(source(segments), "cc", names, [])
+    module = module.with_attr("external_mods", [external])
+    target = tvm.target.Target({"kind": "llvm"})
+    includes = [f"-I{find_include_path()}", f"-I{find_dlpack_include_path()}", "-O2"]
+    try:
+        with target:
+            executable = tvm.compile(relax.get_pipeline("zero")(module), target=target)
+        executable.export_library(str(library), options=includes)
+    except Exception as error:
+        library.unlink(missing_ok=True)
+        raise Refused(f"TVM cannot compile the network: {first_line(error)}", by_tvm=True) from error
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])
