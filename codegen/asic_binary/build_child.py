@@ -65,7 +65,7 @@ def _build(path: Path, library: Path, segments: list[dict[str, Any]]) -> None:
     if cc.get_cc() is None:
         raise Refused("no C++ compiler was found to link the library with: install g++ or set CXX")
 
-    class RankcProgram(onnx_frontend.OnnxOpConverter):  # type: ignore[misc,name-defined]
+    class RankcProgram(onnx_frontend.OnnxOpConverter):  # type: ignore[misc]
         @classmethod
         def _impl_v1(cls, builder: Any, inputs: Any, attributes: dict[str, Any], params: Any) -> Any:
             segment = int(attributes["segment"])
