@@ -3,13 +3,19 @@
 Every tensor is int8 or uint8 with one scale and one zero point; real value = scale * (byte - zero_point). Every
 operation is the exact integer function that onnxruntime computes for the node between its DequantizeLinear and
 QuantizeLinear: one node, one operation, its output already quantized. What is fused on a machine is decided later.
-Shapes are the network's: (N, C, axes...) for maps, (rows, features) for matrices; all are concrete.
+Shapes are the network's: (N, C, axes...) for maps, (..., features) for matrices; all are concrete.
+
+In the formulas, rint rounds half to even, clamp is to the limits of the output's type where nothing else is said,
+every scale, ratio and multiplier is a float32, each product and sum is rounded to float32, and fma(a, b, c) is
+a * b + c rounded once. :mod:`codegen.quantized.reference` is their executable form, docs/quantized.md counts how
+they compare with onnxruntime's kernels.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,9 +42,11 @@ class QTensor:
 class QConv:
     """Conv, ConvTranspose, Gemm or MatMul with constant weights.
 
-    ``acc = bias + sum of weight * (x - x_zero)`` in int32; ``y = clamp(rint(float32(acc) * multiplier) + y_zero)``,
-    rint to even, one float32 product. ``weight``: int8, (O, I/g, *kernel) with ``geometry``'s conventions;
-    ``bias``: int32 (O,) or None; ``multipliers``: float32, (O,) or (1,).
+    ``acc = bias + sum of weight * (x - x_zero)`` in int32;
+    ``y = clamp(rint(float32(acc) * multiplier) + y_zero, low, high)``, one float32 product. ``weight``: int8,
+    (O, I/g, *kernel) with ``geometry``'s conventions; ``bias``: int32 (O,) or None; ``multipliers``: float32, (O,) or
+    (1,), ``x_scale * weight_scale / y_scale`` in that order. Padding is x_zero. A matrix keeps its leading axes: the
+    layer acts on the last one.
     """
 
     name: str
@@ -56,7 +64,12 @@ class QConv:
 
 @dataclass(frozen=True)
 class QSum:
-    """``y = clamp(rint(a_ratio * (a - a_zero) + b_ratio * (b - b_zero)) + y_zero, low, high)``, in float32."""
+    """``y = clamp(rint(fma(a, a_ratio, fma(b, b_ratio, offset))), low, high)`` on the bytes a and b as they are.
+
+    ``offset = y_zero - fma(a_ratio, a_zero, b_ratio * b_zero)``, which onnxruntime computes beforehand and in float32;
+    the ratios are ``a_scale / y_scale`` and ``b_scale / y_scale``, negative for a difference. Shapes broadcast as
+    NumPy's do.
+    """
 
     name: str
     op: str
@@ -65,6 +78,7 @@ class QSum:
     output: str
     a_ratio: float
     b_ratio: float
+    offset: float
     low: int
     high: int
     nodes: tuple[str, ...] = ()
@@ -72,7 +86,10 @@ class QSum:
 
 @dataclass(frozen=True)
 class QProduct:
-    """``y = clamp(rint(ratio * (a - a_zero) * (b - b_zero)) + y_zero)``, in float32."""
+    """``y = clamp(rint(float32((a - a_zero) * (b - b_zero)) * ratio + y_zero))``: y_zero is added before rounding.
+
+    ``ratio = a_scale * b_scale / y_scale`` in that order. Shapes broadcast as NumPy's do.
+    """
 
     name: str
     op: str
@@ -104,8 +121,10 @@ class Pool(StrEnum):
 class QPool:
     """A pool over (N, C, axes); global pools have the whole map as their kernel. ``pads``: begins, then ends.
 
-    Average: ``clamp(rint(ratio * float32(sum of (x - x_zero)) / count) + y_zero)`` in the form that the oracle proves;
-    ``count_padding``: count is the kernel's size even where taps are padding.
+    Average: ``clamp(rint(float32(sum of (x - x_zero)) * multiplier) + y_zero)``, the multiplier being
+    ``average_multiplier(x, y, count)``; count is the number of taps that are no padding, or the kernel's size with
+    ``count_padding``. ``ratio`` is the multiplier of a full window. Maximum: of the bytes, padding is less than all;
+    scale and zero point do not change.
     """
 
     name: str
@@ -124,9 +143,11 @@ class QPool:
 
 @dataclass(frozen=True)
 class Piece:
-    """A box of the output that comes from ``input``: ``output[begin + i] = input[source_begin + i * source_step]``.
+    """A box of the output: ``output[begin + i * step] = input[source_begin + i * source_step]``.
 
     All per axis of the output; i runs over ``shape``. The input has as many axes (see ``QMove.permutation``).
+    ``step`` is all ones for () and above one where pieces interleave (Resize). ``source_step`` is 0 where one element
+    is repeated, negative where the order is reversed.
     """
 
     input: str
@@ -134,11 +155,12 @@ class Piece:
     shape: tuple[int, ...]
     source_begin: tuple[int, ...]
     source_step: tuple[int, ...]
+    step: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class QMove:
-    """Bytes that only change place: Slice, Pad, Concat, Split, Transpose, DepthToSpace is none.
+    """Bytes that only change place: Slice, Pad, Concat, Split, Transpose, Gather, Expand, Resize to the nearest.
 
     ``permutation``: the inputs' axes are permuted first (Transpose). What no piece covers is ``fill``.
     All inputs have the output's scale and zero point.
@@ -166,7 +188,11 @@ class QReshape:
 
 @dataclass(frozen=True)
 class QHost:
-    """What is no integer operation: a float ONNX graph (serialized) from dequantized inputs to outputs."""
+    """What is no integer operation: a float ONNX graph (serialized) from dequantized inputs to outputs.
+
+    The model's inputs and outputs stand in the order of ``inputs`` and ``outputs``, with their shapes. Bytes are
+    dequantized before it and quantized behind it; what ``QuantizedGraph.host_tensors`` names goes in and out as it is.
+    """
 
     name: str
     op: str
@@ -180,10 +206,21 @@ class QHost:
 QOperation = QConv | QSum | QProduct | QTable | QPool | QMove | QReshape | QHost
 
 
+@dataclass(frozen=True)
+class HostTensor:
+    """A tensor that is no bytes with a scale: only the host reads or writes it. ``dtype`` is NumPy's name."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
 @dataclass(frozen=True, eq=False)
 class QuantizedGraph:
     """Operations in an order in which they can run. ``tensors`` by name; inputs and outputs of the network by name.
 
+    ``constants``: values of the byte tensors that no operation writes. ``host_tensors``: what is no byte tensor;
+    networks that are quantized throughout have none.
     ``float_inputs``/``float_outputs``: for each of ``inputs``/``outputs``, whether the network itself takes or gives
     floats there (QuantizeLinear and DequantizeLinear at the border are the host's).
     """
@@ -196,3 +233,10 @@ class QuantizedGraph:
     float_outputs: tuple[bool, ...]
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
+    constants: dict[str, NDArray[Any]] = field(default_factory=dict)
+    host_tensors: dict[str, HostTensor] = field(default_factory=dict)
+
+
+def average_multiplier(x: QTensor, y: QTensor, count: int) -> np.float32:
+    """What the sum of ``count`` taps is multiplied by: x_scale / (y_scale * count), in float32."""
+    return np.float32(np.float32(x.scale) / np.float32(np.float32(y.scale) * np.float32(count)))
