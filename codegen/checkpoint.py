@@ -10,20 +10,23 @@ import hashlib
 import json
 import os
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from passes.core.mapped import release, spilled
 from passes.errors import InputError, UsageError
 
 Array = NDArray[Any]
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _KEY_FILE = "run_key.json"
+_MAPPED_BYTES = 32 << 20
 
 
 def file_sha256(path: Path) -> str:
@@ -120,7 +123,7 @@ class CheckpointStore:
             raise ValueError(f"{name!r} is no name for a checkpoint")
         partial = self._folder / f"{name}.partial"
         with partial.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+            _write_archive(file, arrays)
             file.flush()
             os.fsync(file.fileno())
         digest = file_sha256(partial)
@@ -147,7 +150,7 @@ class CheckpointStore:
             if file_sha256(data) != body["data_sha256"]:
                 raise ValueError(f"the digest of {data.name} does not fit")
             with data.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-                return {key: archive[key] for key in archive.files}, body["meta"]
+                return {key: _placed(archive[key]) for key in archive.files}, body["meta"]
         except (ValueError, KeyError, TypeError, InputError) as error:
             self._note(f"the checkpoint {name!r} is damaged ({error}): its stage runs again")
             return None
@@ -157,6 +160,20 @@ class CheckpointStore:
         if self._folder.is_dir():
             for path in self._folder.iterdir():
                 path.unlink()
+
+
+def _write_archive(file: IO[bytes], arrays: Mapping[str, Array]) -> None:
+    """What np.savez writes, letting go of each mapped array once it is written."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                np.lib.format.write_array(entry, np.asarray(array), allow_pickle=False)
+            release(array)
+
+
+def _placed(array: Array) -> Array:
+    """Large arrays go where they came from, into a file: together they may be more than the memory holds."""
+    return spilled(array) if array.nbytes >= _MAPPED_BYTES else array
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

@@ -14,9 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime
-import torch
 from threadpoolctl import threadpool_limits
 
 from codegen.checkpoint import RunKey, file_sha256
@@ -24,28 +21,27 @@ from codegen.config import LowerConfig
 from codegen.dataset import Dataset, load, random_inputs
 from codegen.events import Events, RecordingEvents
 from codegen.memory import Memory
-from codegen.report.build import Verification
 from codegen.result import InspectRow, LowerResult
 from codegen.results import NO_GAIN, Facts, write_results
 from codegen.search import Attempt, best_within_budgets, carry_out, fastest_within
 from codegen.space import EFFORTS, Selection, Space, build_space, calibration_count
 from codegen.target import Target, parse_target
-from codegen.tvm_check import difference
-from codegen.walks import FeedsOf, batched, one_by_one, outputs_under, relative_error
+from codegen.verification import accuracies, verify_written, walk_disagreement
+from codegen.walks import FeedsOf, batched, one_by_one
 from codegen.workspace import Workspace, check_output
 from passes import registry
 from passes.core.cost import Cost
 from passes.correct import Choice, Correction
 from passes.drop_dead_code import DropDeadCode
 from passes.drop_identities import DropIdentities
-from passes.errors import InputError, UsageError, VerificationError
+from passes.errors import InputError, UsageError
 from passes.factorize import Factorize
 from passes.fold_batchnorm import FoldBatchNorm
 from passes.fuse_pointwise import FusePointwise
 from passes.instruments import DumpIR
 from passes.manager import PassManager
 from passes.onnx_graph import OnnxGraph
-from passes.onnx_stepper import Feeds, Stepper
+from passes.onnx_stepper import Stepper
 from passes.ranks.candidates import candidates
 from passes.ranks.problem import RankPlan
 
@@ -69,11 +65,7 @@ def lower(config: LowerConfig, events: Events) -> LowerResult:
         evaluation = None if config.eval is None else load(config.eval, original.inputs, None)
     for note in original.notes:
         run.note(f"{note.node}: {note.reason}")
-    key = RunKey(
-        config.run_options(),
-        {"model": file_sha256(config.model), **{n: file_sha256(p) for n, p in config.input_files().items()}},
-        target.versions,
-    )
+    key = RunKey(config.run_options(), _digests(config, original, data, evaluation), target.versions)
     with (
         threadpool_limits(limits=1, user_api="blas"),  # small products: threads cost more than they bring
         Workspace(config.output, key, force=config.force, resume=config.resume, events=run) as workspace,
@@ -97,12 +89,12 @@ def lower(config: LowerConfig, events: Events) -> LowerResult:
                 rewritten, after = original, before
         with run.stage("verify"):
             paths = rewritten.save(workspace.staging / "model.onnx")
-            check = _verify_written(paths[0], rewritten, search.samples(4))
+            check = verify_written(paths[0], rewritten, search.samples(4), walked=search.stepper is not None)
         emitted = target.emit(paths[0], workspace.staging, rewritten.input_shapes, search.samples(4), run)
         accuracy: tuple[float | None, float | None] = (None, None)
         if evaluation is not None and evaluation.labels is not None:
             with run.stage("evaluate"):
-                accuracy = _accuracies(config.model, paths[0], evaluation)
+                accuracy = accuracies(config.model, paths[0], evaluation, apart=original.is_large)
         assert search.space is not None
         check = replace(check, binary=emitted.check)
         facts = Facts(
@@ -156,6 +148,16 @@ def _formats(names: Sequence[str], events: Events) -> dict[str, Any]:
 
 def _data(source: str | None, graph: OnnxGraph, config: LowerConfig) -> Dataset | None:
     return None if source is None else load(source, graph.inputs, config.samples)
+
+
+def _digests(
+    config: LowerConfig, network: OnnxGraph, data: Dataset | None, evaluation: Dataset | None
+) -> dict[str, str]:
+    """Of everything that the run has read: files by their content, data sets by what was taken from them."""
+    files = {"model": config.model, **config.input_files()}
+    files |= {f"model's {path.name}": path for path in network.data_files}
+    sets = {name: given.digest() for name, given in (("calib", data), ("eval", evaluation)) if given is not None}
+    return {name: file_sha256(path) for name, path in files.items() if name not in sets} | sets
 
 
 class _Search:
@@ -259,10 +261,12 @@ class _Search:
             return None
         with self.run_events.stage("check the walk"):
             reason = ""
+            model, constants = self.network.skeleton()
             for feeds_of in (batched, one_by_one):
                 try:
-                    stepper = Stepper(self.network.model(), sites)
-                    reason = self._disagreement(stepper, feeds_of(self.data.head(2)))
+                    stepper = Stepper(model, sites, constants)
+                    two = self.data.head(2)
+                    reason = walk_disagreement(self.network, stepper, feeds_of(two), two)
                 except Exception as error:  # whatever an odd network provokes in torch costs accuracy alone
                     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 if not reason:
@@ -272,23 +276,6 @@ class _Search:
                 f"the network cannot be walked layer by layer, factors follow the weights alone: {reason}"
             )
         return None
-
-    def _disagreement(self, stepper: Stepper, feeds: Feeds) -> str:
-        """Where a walk over two samples and two runs of onnxruntime differ; empty when they do not."""
-        walked = outputs_under(stepper, feeds, {})
-        runs = [self.network.run(sample) for sample in self.data.head(2).batches(1)]
-        for index, spec in enumerate(self.network.outputs):
-            parts = [torch.from_numpy(np.array(outputs[index], ndmin=1)) for outputs in runs]
-            wanted = {spec.name: torch.cat(parts)}
-            found = {spec.name: torch.as_tensor(walked[spec.name]).reshape(-1)}
-            if found[spec.name].numel() != wanted[spec.name].numel():
-                return f"output {spec.name} of two samples has another size than that of single runs"
-            flat = {spec.name: wanted[spec.name].reshape(-1)}
-            error = relative_error(found, flat)
-            largest = float((found[spec.name] - flat[spec.name]).abs().max()) if flat[spec.name].numel() else 0.0
-            if error > WALK_RELATIVE_L2 and largest > WALK_MAX_ABS:
-                return f"output {spec.name} differs from single runs by {error:.2g} (relative L2)"
-        return ""
 
     def _replayed(self, path: Path) -> Attempt:
         """The attempt that a plan.json describes. InputError where it does not fit the network."""
@@ -326,49 +313,3 @@ def _harm(before: Cost, after: Cost) -> str:
             f"{before.latency:.0f}: the input is kept"
         )
     return ""
-
-
-WALK_RELATIVE_L2 = 1e-3
-"""A walk in torch against onnxruntime, float32 in both: beyond this it computes something else."""
-
-WALK_MAX_ABS = 1e-5
-"""For outputs that are almost 0, of which a relative error says nothing."""
-
-WRITTEN_RELATIVE_L2 = 1e-4
-"""The written file against the network in memory: the same weights, so only the order of sums may differ."""
-
-
-def _verify_written(path: Path, network: OnnxGraph, samples: Sequence[Mapping[str, Any]]) -> Verification:
-    """Reads the file back in onnxruntime and compares it with the network that was written."""
-    session = _session(path)
-    found = [session.run(None, dict(feeds)) for feeds in samples]
-    wanted = [network.run(feeds) for feeds in samples]
-    check = difference(found, wanted)
-    if not check.within(WRITTEN_RELATIVE_L2, 1e-5):
-        raise VerificationError(
-            f"{path.name}: read back, its outputs differ from the rewritten network's by {check.relative_l2:.2g} "
-            f"(relative L2), at most {WRITTEN_RELATIVE_L2:g} was expected"
-        )
-    return Verification(True, check.relative_l2, check.max_abs, check.samples)
-
-
-def _session(path: Path) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def _accuracies(before: Path, after: Path, data: Dataset) -> tuple[float, float]:
-    """Top-1 accuracy of two written networks on labelled data, by onnxruntime."""
-    assert data.labels is not None
-    scores = []
-    for path in (before, after):
-        session = _session(path)
-        outputs = [session.run(None, feeds)[0] for feeds in data.batches(250)]
-        classes = np.concatenate([np.atleast_2d(o).reshape(-1, o.shape[-1]).argmax(axis=1) for o in outputs])
-        if classes.shape != data.labels.reshape(-1).shape:
-            raise InputError(
-                f"{data.source}: {data.labels.size} labels for {classes.size} predictions; labels hold one class each"
-            )
-        scores.append(float((classes == data.labels.reshape(-1)).mean()))
-    return scores[0], scores[1]

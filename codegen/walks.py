@@ -12,6 +12,7 @@ from passes.core.factor import chain_of, fitted
 from passes.core.fit import FitProblem
 from passes.core.moments import Moments
 from passes.core.site import Array, Chain, Site, compose
+from passes.core.streamed import LARGE_BYTES, StreamedSvd, streams
 from passes.correct import Choice
 from passes.onnx_stepper import Feeds, Stepper
 from passes.torch_apply import run_chain
@@ -60,8 +61,11 @@ def relative_error(outputs: Mapping[str, torch.Tensor], reference: Mapping[str, 
 
 
 def plain_chain(site: Site, choice: Choice) -> Chain:
-    """The chain by the weights alone."""
+    """The chain by the weights alone; that of a large layer stays in files, as its weight does."""
     assert choice.format is not None
+    if site.stage.weight.nbytes >= LARGE_BYTES and streams(choice.format):
+        decomposed = StreamedSvd.of(choice.format, site.stage)
+        return chain_of(choice.format.name, choice.rank, decomposed.stages(choice.rank), site.stage.bias)
     problem = FitProblem(site.stage.grouped_weight().astype(np.float64))
     stages = choice.format.decompose(site.stage.geometry, problem).stages(choice.rank)
     return chain_of(choice.format.name, choice.rank, stages, site.stage.bias)

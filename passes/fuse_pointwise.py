@@ -48,9 +48,9 @@ class FusePointwise(Pass):
                 if {first.name, second.name} & touched:  # stale: the next scan sees the merged layer
                     continue
                 reason = refusal(first, second)
+                reason = reason or self._dearer(first, second, _outline(first.stage, second.stage), metrics)
                 stage = None if reason else product_stage(first.stage, second.stage)
-                if stage is not None:
-                    reason = self._dearer(first, second, stage, metrics) or _overflow(stage)
+                reason = reason if stage is None else _overflow(stage)
                 if stage is None or reason:
                     refused.append(Note(second.name, second.op, f"not fused with {first.name}: {reason}"))
                     continue
@@ -119,6 +119,15 @@ def product_stage(first: Stage, second: Stage) -> Stage:
         moved = np.einsum("goi,gi->go", taps, first.bias.reshape(taps.shape[0], -1).astype(np.float64))
         bias = bias + moved.reshape(-1)
     return Stage(weight, bias.astype(dtype), geometry)
+
+
+def _outline(first: Stage, second: Stage) -> Stage:
+    """The product stage with no values in it: what it costs is known before it is formed."""
+    geometry = _geometry(first.geometry, second.geometry)
+    zero = np.zeros((), np.result_type(first.weight, second.weight))
+    weight = np.broadcast_to(zero, (second.out_channels, first.weight.shape[1], *geometry.kernel))
+    biased = first.bias is not None or second.bias is not None
+    return Stage(weight, np.broadcast_to(zero, (second.out_channels,)) if biased else None, geometry)
 
 
 def _overflow(stage: Stage) -> str:

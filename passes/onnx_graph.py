@@ -15,6 +15,7 @@ from onnx import ModelProto, ValueInfoProto, helper
 
 from passes import onnx_affine, onnx_check, onnx_cleanup, onnx_reader, onnx_runtime, onnx_shapes, onnx_text, onnx_write
 from passes.core.cost import OpWork
+from passes.core.mapped import release
 from passes.core.site import Chain, Site, Stage
 from passes.errors import InputError, UnsupportedError
 from passes.graph import Affine, Note, SiteScan, TensorSpec
@@ -22,14 +23,15 @@ from passes.onnx_constants import Refusal
 from passes.onnx_emit import emit
 from passes.onnx_sites import KIN, Reading, StaticDims, read
 from passes.onnx_surgery import LARGE_BYTES, Surgery
-from passes.onnx_weights import Weight, release
+from passes.onnx_weights import Weight
 from passes.onnx_workload import Workload
 
 
 class OnnxGraph:
     """An ONNX network under rewriting.
 
-    ``notes`` holds what reading had to say: dimensions that were chosen, shapes that stay unknown.
+    ``notes`` holds what reading had to say: dimensions that were chosen, shapes that stay unknown. ``data_files`` are
+    the files of external data that it was read from.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class OnnxGraph:
         self._static = static
         self._strict = strict
         self.notes = notes
+        self.data_files: tuple[Path, ...] = ()
         self._session: onnxruntime.InferenceSession | None = None
 
     @classmethod
@@ -61,9 +64,11 @@ class OnnxGraph:
         InputError where the file cannot be used, UsageError where ``shapes`` does not fit it.
         """
         path = Path(path)
-        model = onnx_reader.load(path)
+        model, files = onnx_reader.load(path)
         with onnx_reader.refusing(path):
-            return cls._build(model, shapes or {}, path.parent, str(path), large_bytes)
+            graph = cls._build(model, shapes or {}, path.parent, str(path), large_bytes)
+        graph.data_files = files
+        return graph
 
     @classmethod
     def from_model(cls, model: ModelProto, shapes: Mapping[str, tuple[int, ...]] | None = None) -> OnnxGraph:
@@ -191,6 +196,15 @@ class OnnxGraph:
     def model(self) -> ModelProto:
         """The network as a message, weights inside. Raises ValueError above 2 GiB, as protobuf does."""
         return self._surgery.export(Weight.tensor)
+
+    def skeleton(self) -> tuple[ModelProto, dict[str, NDArray[Any]]]:
+        """The network as a message without the values of its larger constants, and those by name; of any size."""
+        return onnx_shapes.skeleton(self._surgery)
+
+    @property
+    def is_large(self) -> bool:
+        """True for a network that lies in files, because it is too large to be brought into memory."""
+        return self._surgery.spills
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Outputs in the order of ``outputs``, by onnxruntime on the CPU.

@@ -16,12 +16,13 @@ import onnx_graphsurgeon as gs
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 from onnx.external_data_helper import ExternalDataInfo
 
+from passes.core.mapped import CHUNK_BYTES, release
 from passes.core.site import Array
 from passes.errors import InputError, RankcError, UnsupportedError
 from passes.onnx_constants import Refusal, constant
 from passes.onnx_sites import KIN
 from passes.onnx_surgery import Surgery
-from passes.onnx_weights import CHUNK_BYTES, Weight, internalised, release
+from passes.onnx_weights import Weight, internalised
 
 OPSETS = (7, min(26, onnx.defs.onnx_opset_version()))
 """First and last version of the default operator set that is read: below 7, broadcasting and BatchNormalization mean
@@ -29,8 +30,11 @@ something else; above 26, onnxruntime has no kernels."""
 IR_VERSIONS = (3, 13)
 
 
-def load(path: Path) -> ModelProto:
-    """The model at ``path``, checked, its external data still outside. Raises InputError with one line."""
+def load(path: Path) -> tuple[ModelProto, tuple[Path, ...]]:
+    """The model at ``path``, checked, its external data still outside, and the files which hold that.
+
+    Raises InputError with one line.
+    """
     try:
         if path.is_dir():
             raise InputError(f"{path} is a folder; give the .onnx file in it")
@@ -48,12 +52,12 @@ def load(path: Path) -> ModelProto:
         raise InputError(f"{path} is truncated, damaged or no ONNX model; export it again") from error
     with refusing(path):
         _check_versions(path, model)
-        _check_external(path, model)
+        files = _check_external(path, model)
         onnx.checker.check_model(path)
         for tensor in attribute_tensors(model):
             if tensor.data_location == TensorProto.EXTERNAL:
                 tensor.CopyFrom(internalised(tensor, path.parent))
-    return model
+    return model, files
 
 
 class refusing:
@@ -91,8 +95,9 @@ def _check_versions(path: Path, model: ModelProto) -> None:
         raise UnsupportedError(f"{path} uses opset {versions[0]}; supported are {low} to {high}: {hint}")
 
 
-def _check_external(path: Path, model: ModelProto) -> None:
-    """Data files must lie in the model's folder, whatever links say, and hold what the tensors need."""
+def _check_external(path: Path, model: ModelProto) -> tuple[Path, ...]:
+    """The data files. They must lie in the model's folder, whatever links say, and hold what the tensors need."""
+    files: dict[str, Path] = {}
     folder = path.parent.resolve()
     for tensor in [*initializers(model.graph), *attribute_tensors(model)]:
         if tensor.data_location != TensorProto.EXTERNAL:
@@ -108,6 +113,7 @@ def _check_external(path: Path, model: ModelProto) -> None:
             )
         if not target.is_file():
             raise InputError(f"{where} keeps its data in '{info.location}', which is missing; copy it beside the model")
+        files[info.location] = path.parent / location
         width = helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
         needed = info.length if info.length is not None else prod(tensor.dims) * width
         has, end = target.stat().st_size, (info.offset or 0) + needed
@@ -118,6 +124,7 @@ def _check_external(path: Path, model: ModelProto) -> None:
                 f"{where} has shape {list(tensor.dims)} and {info.length} bytes of data,"
                 f" expected {prod(tensor.dims) * width}; export the model again"
             )
+    return tuple(files.values())
 
 
 _WHOLE_BYTES = frozenset(

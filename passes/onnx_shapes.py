@@ -13,6 +13,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, ValueInfoProto
 
+from passes.core.site import Array
 from passes.errors import UsageError
 from passes.graph import Note
 from passes.onnx_parts import MAIN
@@ -106,17 +107,33 @@ def _default(label: str, axis: int, fixed: list[int | None], length: int) -> int
     return length
 
 
+def skeleton(surgery: Surgery) -> tuple[ModelProto, dict[str, Array]]:
+    """The network with stubs for the larger constants of its main graph, and the values of those by name."""
+    outside: dict[str, Array] = {}
+    main = {id(surgery.weight_of(constant)) for constant in surgery.main.weights.values()}
+
+    def tensor(weight: Weight) -> TensorProto:
+        if weight.array is None or weight.size_bytes <= _LIGHT_BYTES or id(weight) not in main:
+            return weight.tensor()
+        outside[weight.header.name] = weight.array
+        return _stub(weight)
+
+    return surgery.export(tensor), outside
+
+
+def _stub(weight: Weight) -> TensorProto:
+    out = TensorProto()
+    out.CopyFrom(weight.header)
+    out.data_location = TensorProto.EXTERNAL
+    out.external_data.add(key="location", value="left_out")
+    return out
+
+
 def light(surgery: Surgery, bound: Mapping[str, tuple[int, ...]] | None) -> ModelProto:
     """The network without its large values and declared shapes; inputs take the bound ones (None: stay symbolic)."""
 
     def tensor(weight: Weight) -> TensorProto:
-        if weight.size_bytes <= _LIGHT_BYTES:
-            return weight.tensor()
-        out = TensorProto()
-        out.CopyFrom(weight.header)
-        out.data_location = TensorProto.EXTERNAL
-        out.external_data.add(key="location", value="left_out")
-        return out
+        return weight.tensor() if weight.size_bytes <= _LIGHT_BYTES else _stub(weight)
 
     model = surgery.export(tensor, labelled=True)
     known = {(f.domain, f.name) for f in surgery.head.functions} | {("", ""), ("ai.onnx", "")}

@@ -8,6 +8,7 @@ onnxruntime, node by node, and cuts the gradient there.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import onnx
 import torch
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
+from passes.core.mapped import is_mapped
 from passes.core.site import Array, Site
 from passes.onnx_torch_ops import OPS, Attributes
 
@@ -51,17 +53,21 @@ class Stop:
 class Stepper:
     """One network, ready to be walked any number of times.
 
-    ``sites``: the sites to stop at, by their output tensor; sites inside bodies are not among them.
+    ``sites``: the sites to stop at, by their output tensor; sites inside bodies are not among them. ``constants``:
+    values of initializers that ``model`` only has stubs of, see :meth:`passes.onnx_graph.OnnxGraph.skeleton`.
     """
 
-    def __init__(self, model: ModelProto, sites: Sequence[Site]) -> None:
+    def __init__(self, model: ModelProto, sites: Sequence[Site], constants: Mapping[str, Array] | None = None) -> None:
         graph = model.graph
         self.sites = {site.output: site for site in sites if not site.in_body}
         self.opset = {o.domain: o.version for o in model.opset_import}
         self._opset_imports = list(model.opset_import)
         self._ir_version = model.ir_version
         self.outputs = [o.name for o in graph.output]
-        self.constants = {t.name: _tensor(numpy_helper.to_array(t)) for t in graph.initializer}
+        values = {} if constants is None else dict(constants)
+        self.constants = {
+            t.name: _tensor(values[t.name] if t.name in values else numpy_helper.to_array(t)) for t in graph.initializer
+        }
         self.inputs = [i.name for i in graph.input if i.name not in self.constants]
         self._types = _value_types(model)
         self.nodes = self._ordered(list(graph.node))
@@ -260,6 +266,10 @@ def _value_types(model: ModelProto) -> dict[str, onnx.ValueInfoProto]:
 def _tensor(value: Array | Tensor) -> Tensor:
     if isinstance(value, Tensor):
         return value
+    if is_mapped(value):  # shared, since a copy might not fit into memory; operators do not write to their inputs
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.from_numpy(value)
     value = np.asarray(value)
     return torch.from_numpy(value if value.flags.writeable and value.flags.c_contiguous else value.copy())
 

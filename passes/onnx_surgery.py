@@ -19,9 +19,10 @@ import onnx_graphsurgeon as gs
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper
 from onnx_graphsurgeon.logger import G_LOGGER
 
+from passes.core.mapped import spilled
 from passes.core.site import Array
 from passes.onnx_parts import MAIN, Parts, unique, without
-from passes.onnx_weights import Weight, spilled
+from passes.onnx_weights import Weight
 
 LARGE_BYTES = 1 << 28
 """From this size of external data on, a network is not brought into memory."""

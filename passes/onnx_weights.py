@@ -8,18 +8,16 @@ and sparse tensors stay the protobuf message they were, and are written back unr
 from __future__ import annotations
 
 import hashlib
-import mmap
-import tempfile
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from onnx import SparseTensorProto, TensorProto, helper, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
+from passes.core.mapped import CHUNK_BYTES, release, spilled
 from passes.core.site import Array
 
 _PLAIN = frozenset(
@@ -38,7 +36,6 @@ _PLAIN = frozenset(
         TensorProto.UINT64,
     }
 )
-CHUNK_BYTES = 16 << 20
 
 
 class Weight(LazyValues):  # type: ignore[misc]
@@ -158,33 +155,6 @@ class Weight(LazyValues):  # type: ignore[misc]
                     sha.update(chunk)
             self._digest = sha.hexdigest()
         return self._digest
-
-
-def spilled(array: Array, dtype: Any = None) -> Array:
-    """A copy in an unnamed temporary file, mapped; ``dtype`` converts on the way. For what the memory may not hold."""
-    dtype = np.dtype(dtype or array.dtype)
-    if array.size == 0:
-        return np.empty(array.shape, dtype)
-    with tempfile.TemporaryFile(prefix="rankc-") as file:
-        file.truncate(array.size * dtype.itemsize)
-        out = np.memmap(file, dtype, "r+", shape=array.shape)
-    flat, target = array.reshape(-1), out.reshape(-1)
-    step = CHUNK_BYTES // dtype.itemsize
-    for start in range(0, flat.size, step):
-        target[start : start + step] = flat[start : start + step]
-        release(out)
-        release(array)
-    return out
-
-
-def release(array: Array) -> None:
-    """Lets the system drop the pages of a memory-mapped array; they are read again when needed."""
-    base: Any = array
-    while base is not None and not isinstance(base, np.memmap):
-        base = getattr(base, "base", None)
-    mapped = getattr(base, "_mmap", None)
-    if isinstance(mapped, mmap.mmap) and hasattr(mapped, "madvise"):
-        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _header(tensor: TensorProto) -> TensorProto:

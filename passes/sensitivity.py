@@ -14,6 +14,7 @@ from passes.core.fit import WIDE, FitProblem
 from passes.core.moments import Moments
 from passes.core.patches import outputs_at, patches, positions, sample_rows
 from passes.core.site import Array, Chain, Site, compose
+from passes.core.streamed import LARGE_BYTES, StreamedSvd, streams
 from passes.onnx_stepper import Feeds, Stepper, Stop
 from passes.ranks.candidates import Candidate
 from passes.torch_apply import as_array, run_chain
@@ -206,7 +207,10 @@ def score(
 
     A candidate is first judged by its decomposition's spectrum, which costs nothing. Where another one is as cheap
     and, by that estimate, loses less than 0.6 of it, no fit will turn the two around, and it is dropped.
+    A layer of :data:`passes.core.streamed.LARGE_BYTES` and no moments gets only candidates that need no copy of it.
     """
+    if moments is None and reaction is None and site.stage.weight.nbytes >= LARGE_BYTES:
+        return _score_large(site, found, limit)
     weight = site.stage.grouped_weight().astype(np.float64)
     problem = FitProblem(weight, None if moments is None else moments.ridge(ridge))
     energy = max(problem.energy(), 1e-30)
@@ -233,6 +237,21 @@ def score(
     if reaction is not None:
         fisher = fisher_errors(changes, scores(site, reaction, samples))
     return ScoredSite(site, tuple(found[i] for i in kept), relative, fisher)
+
+
+def _score_large(site: Site, found: Sequence[Candidate], limit: int) -> ScoredSite:
+    """By the weights' own spectrum, without a copy of the weights; formats that would need one are left out."""
+    taken = [c for c in found if c.format is None or streams(c.format)]
+    estimates = np.zeros(len(taken))
+    names = {c.name: c.format for c in taken if c.format is not None}
+    for name, format in names.items():
+        decomposed = StreamedSvd.of(format, site.stage)
+        energy = max(decomposed.energy(), 1e-30)
+        for index, candidate in enumerate(taken):
+            if candidate.name == name:
+                estimates[index] = decomposed.loss(candidate.rank) / energy
+    kept = _worth_fitting(taken, estimates, limit)
+    return ScoredSite(site, tuple(taken[i] for i in kept), estimates[kept], None)
 
 
 def _worth_fitting(found: Sequence[Candidate], estimates: Array, limit: int) -> list[int]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from passes.core.mapped import is_mapped, release
 from passes.core.site import Array, Chain, Geometry, Site, Stage
 
 Tensor = torch.Tensor
@@ -37,7 +39,14 @@ def apply_stage(stage: Stage, x: Tensor, weight: Tensor | None = None, bias: Ten
 
 
 def _constant(array: Array, like: Tensor) -> Tensor:
-    """A tensor of the array's values; copied where torch could not share them without risk to their owner."""
+    """A tensor of the array's values; copied where torch could not share them without risk to their owner.
+
+    What lies in a file is shared whatever the risk: a copy might not fit into memory.
+    """
+    if is_mapped(array):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that nobody must write to it
+            return torch.from_numpy(array).to(like.dtype)
     usable = array.flags.writeable and array.flags.c_contiguous
     return torch.from_numpy(array if usable else array.copy(order="C")).to(like.dtype)
 
@@ -82,6 +91,7 @@ def run_chain(site: Site, chain: Chain, x: Tensor) -> Tensor:
     y = channels_second(site, x)
     for stage in chain.stages:
         y = apply_stage(stage, y)
+        release(stage.weight)
     return restore(site, y, x)
 
 
