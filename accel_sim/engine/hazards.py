@@ -1,0 +1,98 @@
+"""Which instructions touch memory at the same time, and whether one changes what another uses.
+
+The array, the channel and the way into the scratchpad each carry out one thing at a time, so only instructions on
+different ones can overlap. A transfer touches memory while its data move, not while it waits or during the latency; a
+product from its preload on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from accel_sim.engine.effects import Effect
+from accel_sim.engine.errors import HazardError
+from accel_sim.engine.scratchpad import Box
+from accel_sim.engine.timing import Schedule
+from accel_sim.program.isa import Preload, Program, Queue
+
+
+@dataclass(frozen=True)
+class Happenings:
+    """All items, in the order in which they take effect: at their ends.
+
+    ``queue`` and ``item`` say which; ``overlaps``: for each, ranges of places in this order on the other two ways
+    that overlap it in time, as (way's places array, first, last + 1).
+    """
+
+    queue: NDArray[np.int64]
+    item: NDArray[np.int64]
+    segment: NDArray[np.int64]
+    overlaps: list[tuple[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]], ...]]
+    way: NDArray[np.int64]
+
+    def beside(self, place: int) -> list[int]:
+        """Places of what overlaps the item at ``place`` in time."""
+        found: list[int] = []
+        for places, first, last in self.overlaps[self.way[place]]:
+            found.extend(places[first[place] : last[place]].tolist())
+        return found
+
+
+def happenings(program: Program, times: Schedule) -> Happenings:
+    """The order in which a schedule's items take effect, and which overlap."""
+    items = times.columns.items
+    queue = np.concatenate([np.full(len(part), at) for at, part in enumerate(items)])
+    item = np.concatenate([np.arange(len(part)) for part in items])
+    segment = np.concatenate([part.segment for part in items])
+    cycles = np.concatenate([part.cycles for part in items])
+    local = np.concatenate([part.local for part in items])
+    end = np.concatenate(times.ended)
+    begin = end - cycles
+    if len(items[Queue.EXECUTE]):
+        first = items[Queue.EXECUTE].first
+        preloads = np.array([isinstance(program.code[at], Preload) for at in first[:-1].tolist()], np.bool_)
+        own = begin[queue == Queue.EXECUTE]
+        own[1:][preloads] = times.started[Queue.EXECUTE][:-1][preloads]
+        begin[queue == Queue.EXECUTE] = own
+    place = np.lexsort((np.concatenate(times.order), end, segment))
+    queue, item, segment, begin, end, local = (part[place] for part in (queue, item, segment, begin, end, local))
+    way = np.where(queue == Queue.EXECUTE, 0, np.where(local, 2, 1))
+    on_way = [np.flatnonzero(way == at) for at in range(3)]
+    ranges = []
+    for places in on_way:
+        first = np.searchsorted(end[places], begin, side="right")
+        last = np.searchsorted(begin[places], end, side="left")
+        ranges.append((places, first, np.maximum(first, last)))
+    overlaps = [tuple(ranges[other] for other in range(3) if other != at) for at in range(3)]
+    return Happenings(queue, item, segment, overlaps, way)
+
+
+def check_change(effect: Effect, values: NDArray[np.uint8], others: list[Effect]) -> None:
+    """HazardError where writing ``values`` changes a byte that one of ``others`` reads or writes."""
+    low, high = effect.write.span
+    changed: NDArray[np.bool_] | None = None
+    for other in others:
+        for box in (other.write, *other.reads):
+            if box.memory is not effect.write.memory:
+                continue
+            from_, to = box.span
+            if from_ >= high or to <= low or low == high or from_ == to:
+                continue
+            if changed is None:
+                touched = (effect.write.values() != values).any(axis=0)
+                changed = np.zeros(high - low, np.bool_)
+                Box(effect.write.memory, effect.write.start - low, effect.write.shape, effect.write.strides).mark(
+                    changed, touched
+                )
+            used = np.zeros(box.memory.size, np.bool_)
+            box.mark(used, True if box.used is None else box.used)
+            both = np.flatnonzero(changed & used[low:high])
+            if len(both):
+                verb = "writes" if box is other.write else "reads"
+                raise HazardError(
+                    f"changes what instruction {other.index} {verb} at the same time",
+                    *(effect.index, other.index, box.memory.name, low + int(both[0])),
+                )
