@@ -9,7 +9,16 @@ from numpy.typing import NDArray
 
 from accel_sim.jit import compiled
 from accel_sim.pricing.array import ceil_div, gemm_cycles
-from accel_sim.pricing.tiling import IMAGES, channel_cycles, map_bytes, weight_piece_bytes
+from accel_sim.pricing.tiling import (
+    IMAGES,
+    channel_cycles,
+    input_aligned,
+    input_piece,
+    map_bytes,
+    output_aligned,
+    split_blocks,
+    weight_piece_bytes,
+)
 
 POSITIONS_FIRST, FILTERS_FIRST = 0, 1
 """Order: the outer loop runs over position tiles (input stays) or over filter tiles (weights stay)."""
@@ -42,19 +51,48 @@ TOTALS = np.dtype(
         )
     ]
 )
-"""Sums over all tiles of one group, each loaded once; what the first step loads; how long the last one takes."""
+"""Sums over all tiles, each loaded once (array cycles and weights: of one group, the output: of all of them); what
+the first step loads; how long the last one takes."""
+
+LANES = np.dtype([(name, np.int64) for name in ("first", "second", "most", "held")])
+"""Channels of input, in whole blocks, that the tiles along K take on chip: the largest first and second tile of any
+group, the largest of all; and all those of a group together."""
 
 
 @compiled
-def fits(layer: Any, machine: Any, price: Any, max_positions: int, max_inputs: int, position_count: int) -> bool:
+def count_lanes(layer: Any, machine: Any, pack: int, tile_channels: int, lanes: Any) -> None:
+    """Fills ``lanes`` (:data:`LANES`)."""
+    channels = layer.channels * pack
+    pieces = ceil_div(channels, tile_channels)
+    groups = layer.groups // pack
+    lanes.first = lanes.second = lanes.most = lanes.held = 0
+    if pack == layer.groups or channels % machine.columns == 0:
+        groups = 1
+    for group in range(groups):
+        begin = input_piece(layer, machine.columns, pack, tile_channels, 0, group, 0)[0]
+        end = input_piece(layer, machine.columns, pack, tile_channels, 0, group, pieces - 1)[1]
+        lanes.held = max(lanes.held, end - begin)
+        for piece in range(pieces):
+            first, last = input_piece(layer, machine.columns, pack, tile_channels, 0, group, piece)
+            lanes.most = max(lanes.most, last - first)
+            if piece == 0:
+                lanes.first = max(lanes.first, last - first)
+            elif piece == 1:
+                lanes.second = max(lanes.second, last - first)
+
+
+@compiled
+def fits(
+    layer: Any, machine: Any, price: Any, max_positions: int, max_inputs: int, position_count: int, lanes: Any
+) -> bool:
     """Whether the tiles find room. A held operand stays for all its uses, another one is loaded for each use.
 
     Positions first: a held input is one position tile with all its channels, held weights are all of them. Filters
     first: held weights are one filter tile with all its channels, a held input is the whole map. Whatever changes
     during the layer has a second buffer on a double-buffered machine.
 
-    A residual takes no room of its own: it is widened into the accumulators that its tile computes in. These are free
-    by then, for its load follows the store that frees them through the same channel.
+    A residual waits as it is, in the data's width, beside the accumulators of its tile. The place of the tile two
+    before is free by then, for its load follows the store that frees it through the same channel.
     """
     pack, tn, tc = price.pack, price.tile_filters, price.tile_channels
     channels, filters, groups = layer.channels * pack, layer.filters * pack, layer.groups // pack
@@ -62,7 +100,8 @@ def fits(layer: Any, machine: Any, price: Any, max_positions: int, max_inputs: i
     output_tiles = position_count * filter_tiles * groups
     buffers = machine.buffers
     accumulators = min(buffers, output_tiles) * max_positions * tn
-    if accumulators * machine.accumulator_bytes > machine.accumulator_capacity:
+    width = machine.accumulator_bytes + (machine.data_bytes if layer.residual else 0)
+    if accumulators * width > machine.accumulator_capacity:
         return False
     bias = machine.accumulator_bytes if layer.bias else 0
     in_flight = min(buffers, output_tiles * channel_tiles)
@@ -74,11 +113,11 @@ def fits(layer: Any, machine: Any, price: Any, max_positions: int, max_inputs: i
     if layer.input_on_chip:
         inputs = 0
     elif not price.hold_input:
-        inputs = max_inputs * channels_in_flight
+        inputs = max_inputs * (lanes.first + lanes.second if in_flight == channel_tiles == 2 else in_flight * lanes.most)
     elif price.order == POSITIONS_FIRST:
-        inputs = min(buffers, position_count * groups) * max_inputs * channels
+        inputs = min(buffers, position_count * groups) * max_inputs * lanes.held
     else:
-        inputs = min(buffers, groups) * layer.batch * layer.in_d * layer.in_h * layer.in_w * channels
+        inputs = min(buffers, groups) * layer.batch * layer.in_d * layer.in_h * layer.in_w * lanes.held
     inputs = inputs * machine.data_bytes + layer.reserved_bytes
     if not price.hold_weights:
         weights = tn * (channels_in_flight * layer.taps * machine.data_bytes + biases_in_flight * bias)
@@ -97,38 +136,52 @@ def input_sum(
     layer: Any,
     machine: Any,
     pack: int,
-    level: int,
     tile_channels: int,
+    held: int,
     kinds: int,
     inputs: NDArray[np.int64],
     segments: NDArray[np.int64],
     times: NDArray[np.int64],
 ) -> int:
-    """Bytes moved to load every input tile of one group once, over all images; tiles merged."""
+    """Bytes moved to load every input tile of all groups once, of one image (or all, level IMAGES); tiles merged."""
     if layer.input_on_chip:
         return 0
-    channels = layer.channels * pack
-    whole = tile_channels == channels and pack == layer.groups
-    full, rest = channels // tile_channels, channels % tile_channels
-    total = 0
-    for i in range(kinds):
-        moved = full * map_bytes(inputs[i], level, segments[i], tile_channels, whole, machine)
-        if rest:
-            moved += map_bytes(inputs[i], level, segments[i], rest, False, machine)
-        total += times[i] * moved
-    return total if level == IMAGES else int(total * layer.batch)
+    channels, size, total = layer.channels * pack, layer.in_d * layer.in_h * layer.in_w, layer.channels * layer.groups
+    groups, pieces = layer.groups // pack, ceil_div(channels, tile_channels)
+    # Where all tiles begin with a block, they are alike but for the last along K.
+    alike = input_aligned(layer, machine.columns, pack, tile_channels)
+    moved = 0
+    for group in range(1 if alike else groups):
+        for piece in range(pieces):
+            if alike and 0 < piece < pieces - 1:
+                continue
+            first, last = input_piece(layer, machine.columns, pack, tile_channels, held, group, piece)
+            times_piece = (pieces - 1 if piece == 0 and pieces > 1 else 1) * groups if alike else 1
+            for i in range(kinds):
+                found = map_bytes(inputs[i], segments[i], size, last - first, last - first == total, machine)
+                moved += times_piece * times[i] * found
+    return moved
 
 
 @compiled
-def output_tile(layer: Any, machine: Any, price: Any, positions: int, images: int, filters: int) -> tuple[int, int]:
-    """(DRAM bytes, cycles) to take ``filters`` channels of a tile out of the accumulators.
+def output_tile(
+    layer: Any, machine: Any, price: Any, first: int, positions: int, images: int, filters: int
+) -> tuple[int, int]:
+    """(DRAM bytes, cycles) to take ``filters`` channels of a tile, the map's from ``first`` on, out of the accumulators.
 
     Over the channel; or, into the scratchpad, a row of the array's width each cycle.
     """
+    total, size = layer.filters * layer.groups, layer.out_d * layer.out_h * layer.out_w
+    segments = images if price.level == IMAGES else 1
+    if output_aligned(layer, machine.columns, price.pack) or size == 1:
+        parts = ceil_div(filters, machine.columns)
+        moved = map_bytes(positions, segments, size, filters, filters == total, machine)
+        if layer.output_on_chip and first % machine.columns:
+            parts = split_blocks(first, filters, total, positions, segments, machine)[0]
+    else:
+        parts, moved = split_blocks(first, filters, total, positions, segments, machine)
     if layer.output_on_chip:
-        return 0, int(positions * ceil_div(filters, machine.columns))
-    whole = filters == layer.filters * price.pack and price.pack == layer.groups
-    moved = map_bytes(positions, price.level, images if price.level == IMAGES else 1, filters, whole, machine)
+        return 0, int(positions * parts)
     return moved, channel_cycles(moved, machine.rate)
 
 
@@ -149,7 +202,7 @@ def sum_tiles(
     The position tiles are merged ones.
     """
     pack, tn, tc = price.pack, price.tile_filters, price.tile_channels
-    channels, filters = layer.channels * pack, layer.filters * pack
+    channels, filters, groups = layer.channels * pack, layer.filters * pack, layer.groups // pack
     repeats = 1 if price.level == IMAGES else layer.batch
     filter_tiles, channel_tiles = ceil_div(filters, tn), ceil_div(channels, tc)
     n_last, c_last = filters - (filter_tiles - 1) * tn, channels - (channel_tiles - 1) * tc
@@ -164,24 +217,33 @@ def sum_tiles(
     total.output_bytes = 0
     total.output_cycles = 0
     total.weight_bytes = 0
+    alike = output_aligned(layer, machine.columns, pack)
     for part in range(4):
         is_edge, is_last = part % 2, part // 2
         at = kinds - 1 if is_edge else 0
         m = positions[at]
         n = n_last if is_last else tn
         last_k = gemm_cycles(machine, price.dataflow, m, c_last * layer.taps, n)
-        moved, end = output_tile(layer, machine, price, m, segments[at], n)
         if part == 3:
             total.last_array_cycles = last_k
-            total.last_output_cycles = end
+            last = layer.filters * layer.groups - n
+            total.last_output_cycles = output_tile(layer, machine, price, last, m, segments[at], n)[1]
         tiles = (edge if is_edge else count - edge) * repeats * (1 if is_last else filter_tiles - 1)
         if tiles == 0:
             continue
         if channel_tiles > 1:
             last_k += (channel_tiles - 1) * gemm_cycles(machine, price.dataflow, m, tc * layer.taps, n)
         total.array_cycles += tiles * last_k
-        total.output_bytes += tiles * moved
-        total.output_cycles += tiles * end
+        if alike:
+            moved, end = output_tile(layer, machine, price, 0, m, segments[at], n)
+            total.output_bytes += tiles * groups * moved
+            total.output_cycles += tiles * groups * end
+            continue
+        for group in range(groups):
+            for f in range(filter_tiles - 1 if is_last else 0, filter_tiles if is_last else filter_tiles - 1):
+                moved, end = output_tile(layer, machine, price, group * filters + f * tn, m, segments[at], n)
+                total.output_bytes += (edge if is_edge else count - edge) * repeats * moved
+                total.output_cycles += (edge if is_edge else count - edge) * repeats * end
     for is_last in range(2):
         n = n_last if is_last else tn
         moved = weight_piece_bytes(layer, machine, tc, n, layer.bias)
@@ -191,10 +253,11 @@ def sum_tiles(
         total.weight_bytes += moved * (1 if is_last else filter_tiles - 1)
     total.first_bytes = weight_piece_bytes(layer, machine, tc, tn, layer.bias)
     if not layer.input_on_chip:
-        whole = tc == channels and pack == layer.groups
-        total.first_bytes += map_bytes(inputs[0], price.level, segments[0], tc, whole, machine)
+        lanes = input_piece(layer, machine.columns, pack, tc, 0, 0, 0)[1]
+        whole, size = lanes == layer.channels * layer.groups, layer.in_d * layer.in_h * layer.in_w
+        total.first_bytes += map_bytes(inputs[0], segments[0], size, lanes, whole, machine)
     if layer.residual:
-        total.first_bytes += output_tile(layer, machine, price, positions[0], segments[0], tn)[0]
+        total.first_bytes += output_tile(layer, machine, price, 0, positions[0], segments[0], tn)[0]
 
 
 @compiled
@@ -210,16 +273,17 @@ def bound_cycles(layer: Any, machine: Any, price: Any, position_tiles: int, inpu
     steps = position_tiles * filter_tiles * channel_tiles
     price.steps = steps * groups
     price.array_cycles = total.array_cycles * groups
-    price.input_bytes = groups * input_once_bytes * (1 if price.hold_input else filter_tiles)
+    price.input_bytes = input_once_bytes * (1 if price.hold_input else filter_tiles)
     price.weight_bytes = groups * total.weight_bytes * (1 if price.hold_weights else position_tiles)
-    price.output_bytes = total.output_bytes * groups
+    price.output_bytes = total.output_bytes
     price.residual_bytes = price.output_bytes if layer.residual else 0
 
     loads = steps
-    if price.hold_weights and layer.input_on_chip:
+    if price.hold_weights and (layer.input_on_chip or price.hold_input):
         loads = filter_tiles * channel_tiles
-    elif price.hold_weights and price.hold_input:
-        loads = (position_tiles + filter_tiles - 1) * channel_tiles
+        # A held input comes with its position tile, if not with the halo or the blocks of another.
+        if price.order == POSITIONS_FIRST and not layer.input_on_chip:
+            loads += position_tiles - 1
     if layer.residual:
         loads = max(loads, position_tiles * filter_tiles)
     load_cycles = channel_cycles(price.input_bytes + price.weight_bytes + price.residual_bytes, machine.rate)
@@ -229,7 +293,7 @@ def bound_cycles(layer: Any, machine: Any, price: Any, position_tiles: int, inpu
     bound = machine.latency + channel_cycles(total.first_bytes, machine.rate) + price.array_cycles + end
     bound = max(bound, load_cycles + waits + total.last_array_cycles + end)
     if not layer.output_on_chip:
-        price.channel_cycles += total.output_cycles * groups
+        price.channel_cycles += total.output_cycles
         if not machine.pipelined:
             waits += machine.latency * position_tiles * filter_tiles * groups
         bound = max(bound, price.channel_cycles + waits)
@@ -249,25 +313,21 @@ def fill_steps(
     compute: NDArray[np.int64],
     store: NDArray[np.int64],
 ) -> int:
-    """Writes the cycles of every step of the tiling that ``price`` names; gives the number of steps."""
+    """Writes the cycles of every step of the tiling that ``price`` names; gives the number of steps.
+
+    The position tiles are those of :func:`loads_fresh`.
+    """
     pack, tn, tc = price.pack, price.tile_filters, price.tile_channels
     channels, filters, groups = layer.channels * pack, layer.filters * pack, layer.groups // pack
     position_tiles = count if price.level == IMAGES else count * layer.batch
     filter_tiles, channel_tiles = ceil_div(filters, tn), ceil_div(channels, tc)
     n_last, c_last = filters - (filter_tiles - 1) * tn, channels - (channel_tiles - 1) * tc
 
-    # Tiles differ in a few ways only: by position tile, and in being the last along filters, channels, positions.
-    whole = tc == channels and pack == layer.groups
-    input_full = np.zeros(count, np.int64)
-    input_last = np.zeros(count, np.int64)
-    if not layer.input_on_chip:
-        for i in range(count):
-            input_full[i] = map_bytes(inputs[i], price.level, segments[i], tc, whole, machine)
-            input_last[i] = map_bytes(inputs[i], price.level, segments[i], c_last, whole, machine)
+    # Tiles differ in a few ways only: by position tile, and in being the last along filters, channels, positions; and,
+    # where groups are no whole blocks, by group.
+    size, all_channels = layer.in_d * layer.in_h * layer.in_w, layer.channels * layer.groups
     weights = np.empty((2, 2), np.int64)
     array = np.empty((2, 2, 2), np.int64)
-    out = np.empty((2, 2), np.int64)
-    residual = np.zeros((2, 2), np.int64)
     for f in range(2):
         n = n_last if f else tn
         for c in range(2):
@@ -277,16 +337,38 @@ def fill_steps(
                 array[e, f, c] = gemm_cycles(
                     machine, price.dataflow, positions[count - 1 if e else 0], k * layer.taps, n
                 )
-        for e in range(2):
-            at = count - 1 if e else 0
-            tile_bytes, out[e, f] = output_tile(layer, machine, price, positions[at], segments[at], n)
-            if layer.residual:
-                residual[e, f] = tile_bytes
+    moved_in = np.empty((channel_tiles, count), np.int64)
+    out_bytes = np.empty((filter_tiles, 2), np.int64)
+    out_cycles = np.empty((filter_tiles, 2), np.int64)
+    alike_in = input_aligned(layer, machine.columns, pack, tc) or layer.input_on_chip
+    alike_out = output_aligned(layer, machine.columns, pack)
 
     outer = filter_tiles if price.order == FILTERS_FIRST else position_tiles
     inner = position_tiles if price.order == FILTERS_FIRST else filter_tiles
     step = 0
-    for _ in range(groups):
+    for group in range(groups):
+        if group == 0 or not alike_in:
+            for c in range(channel_tiles):
+                first, last = input_piece(layer, machine.columns, pack, tc, price.hold_input, group, c)
+                for i in range(count):
+                    if layer.input_on_chip:
+                        moved_in[c, i] = 0
+                    elif alike_in and 0 < c < channel_tiles - 1:
+                        moved_in[c, i] = moved_in[0, i]
+                    else:
+                        whole = last - first == all_channels
+                        moved_in[c, i] = map_bytes(inputs[i], segments[i], size, last - first, whole, machine)
+        if group == 0 or not alike_out:
+            for f in range(filter_tiles):
+                n = n_last if f == filter_tiles - 1 else tn
+                for e in range(2):
+                    at = count - 1 if e else 0
+                    if alike_out and 0 < f < filter_tiles - 1:
+                        out_bytes[f, e], out_cycles[f, e] = out_bytes[0, e], out_cycles[0, e]
+                    else:
+                        out_bytes[f, e], out_cycles[f, e] = output_tile(
+                            layer, machine, price, group * filters + f * tn, positions[at], segments[at], n
+                        )
         for a in range(outer):
             for b in range(inner):
                 p = b if price.order == FILTERS_FIRST else a
@@ -300,18 +382,24 @@ def fill_steps(
                     last_c = 1 if c == channel_tiles - 1 else 0
                     moved = 0
                     if loads_input:
-                        moved = input_last[i] if last_c else input_full[i]
+                        moved = moved_in[c, i]
                     if loads_weights and c == 0:
                         moved += weight_piece_bytes(
                             layer, machine, c_last if last_c else tc, n_last if last_f else tn, layer.bias
                         )
                     elif loads_weights:
                         moved += weights[last_f, last_c]
-                    if c == 0:  # the value that the tile's sums start from
-                        moved += residual[e, last_f]
+                    if c == 0 and layer.residual:
+                        moved += out_bytes[f, e]
                     load[step] = channel_cycles(moved, machine.rate)
                     compute[step] = array[e, last_f, last_c]
                     store[step] = 0
                     step += 1
-                store[step - 1] = out[e, last_f]
+                store[step - 1] = out_cycles[f, e]
     return step
+
+
+@compiled
+def loads_fresh(price: Any) -> int:
+    """Whether a position tile loads only the lines that those before it have not: the whole map stays."""
+    return 1 if price.hold_input and price.order == FILTERS_FIRST else 0

@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 
 from accel_sim.jit import compiled
 from accel_sim.pricing.array import INPUT_STATIONARY, OUTPUT_STATIONARY, WEIGHT_STATIONARY, ceil_div
-from accel_sim.pricing.candidate import FILTERS_FIRST, TOTALS, bound_cycles, fits, input_sum, sum_tiles
+from accel_sim.pricing.candidate import (
+    FILTERS_FIRST,
+    LANES,
+    TOTALS,
+    bound_cycles,
+    count_lanes,
+    fits,
+    input_sum,
+    sum_tiles,
+)
 from accel_sim.pricing.tiling import (
     IMAGES,
     merge_tiles,
@@ -77,32 +86,44 @@ def list_candidates(
     tile_filters = np.empty(_GRID, np.int64)
     tile_channels = np.empty(_GRID, np.int64)
     totals = np.empty(INPUT_STATIONARY + 1, TOTALS)
+    lanes = np.empty(_GRID, LANES)
+    fresh = np.empty((4, positions.size), np.int64)
     found = 0
     for at in range(_packs(layer, machine, packs)):
         pack = packs[at]
         filters = layer.filters * pack
         filter_sizes = multiples(filters, machine.columns, machine.columns, tile_filters)
         channel_sizes = multiples(layer.channels * pack, machine.rows, machine.rows // layer.taps, tile_channels)
+        for ci in range(channel_sizes):
+            count_lanes(layer, machine, pack, tile_channels[ci], lanes[ci])
         for level in range(_LEVELS):
             for s in range(split_sizes(layer, level, sizes)):
                 if position_tile_count(layer, level, sizes[s]) > positions.size:
                     continue
-                count = position_tiles(layer, level, sizes[s], positions, inputs, segments)
-                tiles = count if level == IMAGES else count * layer.batch
+                count = position_tiles(layer, level, sizes[s], 0, positions, inputs, segments)
+                images = 1 if level == IMAGES else layer.batch
+                tiles = count * images
                 kinds = merge_tiles(count, positions, inputs, segments, times)
+                position_tiles(layer, level, sizes[s], 1, fresh[0], fresh[1], fresh[2])
+                fresh_kinds = merge_tiles(count, fresh[0], fresh[1], fresh[2], fresh[3])
                 most_inputs = inputs[0]
                 for i in range(kinds):
                     most_inputs = max(most_inputs, inputs[i])
                 for ci in range(channel_sizes):
-                    once = input_sum(layer, machine, pack, level, tile_channels[ci], kinds, inputs, segments, times)
+                    tc = tile_channels[ci]
+                    once = images * input_sum(layer, machine, pack, tc, 0, kinds, inputs, segments, times)
+                    held = images * input_sum(layer, machine, pack, tc, 1, kinds, inputs, segments, times)
+                    fresh_once = images * input_sum(
+                        layer, machine, pack, tc, 1, fresh_kinds, fresh[1], fresh[2], fresh[3]
+                    )
                     for fi in range(filter_sizes):
                         if found + 2 * 2 * (INPUT_STATIONARY + 1) > prices.size:
                             return -1
                         price = prices[found]
                         price.level, price.tile_size, price.pack = level, sizes[s], pack
-                        price.tile_filters, price.tile_channels = tile_filters[fi], tile_channels[ci]
+                        price.tile_filters, price.tile_channels = tile_filters[fi], tc
                         price.hold_input = price.hold_weights = 0
-                        if not fits(layer, machine, price, positions[0], most_inputs, tiles):
+                        if not fits(layer, machine, price, positions[0], most_inputs, tiles, lanes[ci]):
                             continue  # to hold anything takes more room
                         for dataflow in range(INPUT_STATIONARY + 1):
                             if _runs(machine, dataflow):
@@ -126,14 +147,17 @@ def list_candidates(
                                     price = prices[found]
                                     price.dataflow, price.order = dataflow, order
                                     price.level, price.tile_size, price.pack = level, sizes[s], pack
-                                    price.tile_filters, price.tile_channels = tile_filters[fi], tile_channels[ci]
+                                    price.tile_filters, price.tile_channels = tile_filters[fi], tc
                                     price.hold_input = 1 if hold < 2 else 0
                                     price.hold_weights = 1 if hold % 2 == 0 else 0
                                     if (hold < 3 and found == first) and not fits(
-                                        layer, machine, price, positions[0], most_inputs, tiles
+                                        layer, machine, price, positions[0], most_inputs, tiles, lanes[ci]
                                     ):
                                         break
-                                    bounds[found] = bound_cycles(layer, machine, price, tiles, once, totals[dataflow])
+                                    loaded = once
+                                    if price.hold_input:
+                                        loaded = fresh_once if order == FILTERS_FIRST else held
+                                    bounds[found] = bound_cycles(layer, machine, price, tiles, loaded, totals[dataflow])
                                     found += 1
                                 taken = taken or found > first
                                 if hold == 0 and taken:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from accel_sim.jit import compiled
 from accel_sim.pricing.array import ceil_div, gemm_accumulator_writes, gemm_input_reads, gemm_weight_reads
-from accel_sim.pricing.candidate import PRICE, TOTALS, bound_cycles, fill_steps, input_sum, sum_tiles
+from accel_sim.pricing.candidate import PRICE, TOTALS, bound_cycles, fill_steps, input_sum, loads_fresh, sum_tiles
 from accel_sim.pricing.candidates import list_candidates
 from accel_sim.pricing.pipeline import pipeline_cycles
 from accel_sim.pricing.tiling import IMAGES, MAX_TILES_PER_IMAGE, merge_tiles, position_tiles
@@ -49,10 +49,10 @@ def _count_accesses(
     if layer.output_on_chip:
         price.scratchpad_write_bytes += results * scale * machine.data_bytes
     # Each partial sum but the first is added to the one before, and the last is read to be stored; a residual is
-    # written first, and the first partial sum is added to it.
-    if layer.residual:
-        partial_sums += results
+    # written as it comes, and read with the results.
     price.accumulator_write_bytes = partial_sums * scale * machine.accumulator_bytes
+    if layer.residual:
+        price.accumulator_write_bytes += results * scale * machine.data_bytes
     price.accumulator_read_bytes = price.accumulator_write_bytes
 
 
@@ -107,7 +107,9 @@ def _search_each(
             bounds[pick] = -1
             price = candidates[pick]
             moved = price.input_bytes + price.weight_bytes + price.residual_bytes + price.output_bytes
-            count = position_tiles(layer, price.level, price.tile_size, positions, inputs, segments)
+            count = position_tiles(
+                layer, price.level, price.tile_size, loads_fresh(price), positions, inputs, segments
+            )
             cycles = _run(layer, machine, price, count, positions, inputs, segments)
             better = cycles < fewest or (cycles == fewest and moved < least)
             if winner < 0 or better or (cycles == fewest and moved == least and pick < winner):
@@ -118,7 +120,7 @@ def _search_each(
         prices[at] = candidates[winner]
         price = prices[at]
         price.cycles = fewest
-        count = position_tiles(layer, price.level, price.tile_size, positions, inputs, segments)
+        count = position_tiles(layer, price.level, price.tile_size, 0, positions, inputs, segments)
         kinds = merge_tiles(count, positions, inputs, segments, times)
         _count_accesses(layer, machine, price, kinds, positions, times)
     return layers.size
@@ -133,14 +135,17 @@ def _run_each(
     totals = np.empty(1, TOTALS)
     for i in range(layers.size):
         layer, price = layers[i], prices[i]
-        count = position_tiles(layer, price.level, price.tile_size, positions, inputs, segments)
-        tiles = count if price.level == IMAGES else count * layer.batch
+        fresh = loads_fresh(price)
+        count = position_tiles(layer, price.level, price.tile_size, fresh, positions, inputs, segments)
+        images = 1 if price.level == IMAGES else layer.batch
         kinds = merge_tiles(count, positions, inputs, segments, times)
-        once = input_sum(layer, machine, price.pack, price.level, price.tile_channels, kinds, inputs, segments, times)
+        once = images * input_sum(
+            layer, machine, price.pack, price.tile_channels, price.hold_input, kinds, inputs, segments, times
+        )
         sum_tiles(layer, machine, price, kinds, positions, inputs, segments, times, totals[0])
-        bound_cycles(layer, machine, price, tiles, once, totals[0])
+        bound_cycles(layer, machine, price, count * images, once, totals[0])
         _count_accesses(layer, machine, price, kinds, positions, times)
-        count = position_tiles(layer, price.level, price.tile_size, positions, inputs, segments)
+        count = position_tiles(layer, price.level, price.tile_size, fresh, positions, inputs, segments)
         price.cycles = _run(layer, machine, price, count, positions, inputs, segments)
 
 

@@ -6,7 +6,9 @@ grids depend on layer and array alone, never on memory sizes, so that a machine 
 of the smaller one and can only be faster.
 
 Activations lie in DRAM in blocks of as many channels as the array has columns, weights in the order in which they
-are loaded. A piece of a map that is not whole in height is one contiguous segment per channel block and plane.
+are loaded. An input is loaded in whole blocks, and whole along the axes inside the one that is cut: a piece of a map
+that is not whole in height is one contiguous segment per channel block and plane. Results leave in the channels that a
+tile has; where these are no whole blocks, as between the groups of a grouped convolution, a position is a piece.
 """
 
 from __future__ import annotations
@@ -76,6 +78,22 @@ def _covered(first: int, last: int, stride: int, reach: int, pad: int, size: int
 
 
 @compiled
+def _fresh(first: int, last: int, stride: int, reach: int, pad: int, size: int) -> int:
+    """As :func:`_covered`, without the lines that output lines before ``first`` have read."""
+    begin = first * stride - pad
+    if first > 0:
+        begin = max(begin, (first - 1) * stride - pad + reach)
+    return max(min(last * stride - pad + reach, size) - max(begin, 0), 0)
+
+
+@compiled
+def _lines(fresh: int, first: int, last: int, stride: int, reach: int, pad: int, size: int) -> int:
+    if fresh:
+        return int(_fresh(first, last, stride, reach, pad, size))
+    return int(_covered(first, last, stride, reach, pad, size))
+
+
+@compiled
 def position_tile_count(layer: Any, level: int, size: int) -> int:
     """Tiles per image (level :data:`IMAGES`: in all)."""
     if level == IMAGES:
@@ -92,6 +110,7 @@ def position_tiles(
     layer: Any,
     level: int,
     size: int,
+    fresh: int,
     positions: NDArray[np.int64],
     inputs: NDArray[np.int64],
     segments: NDArray[np.int64],
@@ -99,47 +118,48 @@ def position_tiles(
     """Cuts the positions into tiles of ``size`` along ``level``; gives the number of tiles per image (or in all).
 
     Per tile: output positions; input elements per channel, halo included; contiguous segments per channel block.
+    ``fresh``: only input lines that no tile before has read, of a map that stays.
     """
-    all_d = _covered(0, layer.out_d - 1, layer.stride_d, layer.reach_d, layer.pad_d, layer.in_d)
-    all_h = _covered(0, layer.out_h - 1, layer.stride_h, layer.reach_h, layer.pad_h, layer.in_h)
-    all_w = _covered(0, layer.out_w - 1, layer.stride_w, layer.reach_w, layer.pad_w, layer.in_w)
+    plane = layer.in_h * layer.in_w
     count = 0
     if level == IMAGES:
         for first in range(0, layer.batch, size):
             images = min(size, layer.batch - first)
             positions[count] = images * layer.out_d * layer.out_h * layer.out_w
-            inputs[count] = images * all_d * all_h * all_w
+            inputs[count] = images * layer.in_d * plane
             segments[count] = images
             count += 1
         return count
     if level == PLANES:
         for first in range(0, layer.out_d, size):
             last = min(first + size, layer.out_d) - 1
-            lines = _covered(first, last, layer.stride_d, layer.reach_d, layer.pad_d, layer.in_d)
+            planes = _lines(fresh, first, last, layer.stride_d, layer.reach_d, layer.pad_d, layer.in_d)
             positions[count] = (last + 1 - first) * layer.out_h * layer.out_w
-            inputs[count] = lines * all_h * all_w
+            inputs[count] = planes * plane
             segments[count] = 1
             count += 1
         return count
-    for plane in range(layer.out_d):
-        planes = _covered(plane, plane, layer.stride_d, layer.reach_d, layer.pad_d, layer.in_d)
+    for out_plane in range(layer.out_d):
+        planes = _lines(fresh, out_plane, out_plane, layer.stride_d, layer.reach_d, layer.pad_d, layer.in_d)
         if level == ROWS:
             for first in range(0, layer.out_h, size):
                 last = min(first + size, layer.out_h) - 1
-                lines = _covered(first, last, layer.stride_h, layer.reach_h, layer.pad_h, layer.in_h)
+                rows = _lines(fresh, first, last, layer.stride_h, layer.reach_h, layer.pad_h, layer.in_h)
                 positions[count] = (last + 1 - first) * layer.out_w
-                inputs[count] = planes * lines * all_w
-                segments[count] = planes
+                inputs[count] = planes * rows * layer.in_w
+                segments[count] = 1 if rows == layer.in_h else planes
                 count += 1
         else:
             for row in range(layer.out_h):
-                rows = _covered(row, row, layer.stride_h, layer.reach_h, layer.pad_h, layer.in_h)
+                rows = _lines(fresh, row, row, layer.stride_h, layer.reach_h, layer.pad_h, layer.in_h)
                 for first in range(0, layer.out_w, size):
                     last = min(first + size, layer.out_w) - 1
-                    lines = _covered(first, last, layer.stride_w, layer.reach_w, layer.pad_w, layer.in_w)
+                    run = _lines(fresh, first, last, layer.stride_w, layer.reach_w, layer.pad_w, layer.in_w)
                     positions[count] = last + 1 - first
-                    inputs[count] = planes * rows * lines
+                    inputs[count] = planes * rows * run
                     segments[count] = planes * rows
+                    if run == layer.in_w:
+                        segments[count] = 1 if rows == layer.in_h else planes
                     count += 1
     return count
 
@@ -178,22 +198,81 @@ def channel_cycles(moved: int, rate: int) -> int:
 
 
 @compiled
-def map_bytes(elements: int, level: int, segments: int, channels: int, whole: bool, machine: Any) -> int:
-    """Bytes moved for ``elements`` per channel of ``channels`` channels of a map; ``whole``: that is all its channels.
+def map_bytes(elements: int, segments: int, size: int, channels: int, whole: bool, machine: Any) -> int:
+    """Bytes moved for ``elements`` per channel of ``channels`` channels, whole blocks of a map of ``size`` positions.
 
     ``segments`` equal runs of positions make up the elements. Whole images lie in one piece each, and all of them
-    together if all channels move; of anything less, each run is a piece per channel block.
+    together if all channels move (``whole``); of anything less, each run is a piece per channel block.
     """
-    if elements == 0:
+    if elements == 0 or channels <= 0:
         return 0
-    if level == IMAGES and whole:
+    if elements == segments * size and whole:
         return burst_bytes(elements * channels * machine.data_bytes, machine.burst)
     run_bytes = elements // segments * machine.data_bytes
-    if level == IMAGES:
+    if elements == segments * size:
         return int(segments * burst_bytes(run_bytes * channels, machine.burst))
     blocks = channels // machine.columns
     moved = blocks * burst_bytes(run_bytes * machine.columns, machine.burst)
     return int(segments * (moved + burst_bytes(run_bytes * (channels - blocks * machine.columns), machine.burst)))
+
+
+@compiled
+def input_piece(
+    layer: Any, columns: int, pack: int, tile_channels: int, held: int, group: int, piece: int
+) -> tuple[int, int]:
+    """First and last (exclusive) channel, in the whole map, of the blocks that tile ``piece`` along K loads.
+
+    ``group`` counts packs of groups. ``held``: blocks that the pieces before it brought stay, and are left out.
+    """
+    channels = layer.channels * pack
+    begin = group * channels + piece * tile_channels
+    end = min(begin + tile_channels, (group + 1) * channels)
+    first = begin // columns * columns
+    if held and piece > 0:
+        first = ceil_div(begin, columns) * columns
+    last = min(ceil_div(end, columns) * columns, layer.channels * layer.groups)
+    return first, max(first, last)
+
+
+@compiled
+def input_aligned(layer: Any, columns: int, pack: int, tile_channels: int) -> bool:
+    """Whether all tiles along K begin with a block, so that those of all groups are alike."""
+    channels = layer.channels * pack
+    groups_aligned = pack == layer.groups or channels % columns == 0
+    return bool(groups_aligned and (tile_channels >= channels or tile_channels % columns == 0))
+
+
+@compiled
+def output_aligned(layer: Any, columns: int, pack: int) -> bool:
+    """Whether the results of each group are whole blocks of the output."""
+    return bool(pack == layer.groups or layer.filters * pack % columns == 0)
+
+
+@compiled
+def split_blocks(
+    first: int, filters: int, total: int, elements: int, segments: int, machine: Any
+) -> tuple[int, int]:
+    """(parts, bytes moved) of ``filters`` channels from ``first`` on, of a map of ``total`` channels.
+
+    A part is what a block of the tile and a block of the map have in common. A part that is a whole block of the map
+    is contiguous over each segment; of any other, each position is a piece.
+    """
+    columns = machine.columns
+    parts = 0
+    moved = 0
+    at = first
+    while at < first + filters:
+        block = at // columns * columns
+        width = min(columns, total - block)
+        tile_end = min(first + ((at - first) // columns + 1) * columns, first + filters)
+        end = min(block + columns, tile_end)
+        if end - at == width:
+            moved += segments * burst_bytes(elements // segments * width * machine.data_bytes, machine.burst)
+        else:
+            moved += elements * burst_bytes((end - at) * machine.data_bytes, machine.burst)
+        parts += 1
+        at = end
+    return parts, moved
 
 
 @compiled

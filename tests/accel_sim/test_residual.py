@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from accel_sim.energy import layer_energy_pj
-from accel_sim.pricing.candidate import PRICE, fill_steps
+from accel_sim.pricing.candidate import PRICE, fill_steps, loads_fresh
 from accel_sim.pricing.candidates import list_candidates
 from accel_sim.pricing.layer import Layer, conv_layer, gemm_layer, layer_table
 from accel_sim.pricing.machine import machine_record
@@ -46,7 +46,8 @@ def layers(draw: st.DrawFn) -> Layer:
 
 def steps(layer: Layer, spec: MachineSpec, tiling: Any) -> tuple[list[int], list[int], list[int]]:
     table, scratch = layer_table([layer.row()]), np.empty((3, 4096), np.int64)
-    count = position_tiles(table[0], int(tiling["level"]), int(tiling["tile_size"]), *scratch)
+    cut = int(tiling["level"]), int(tiling["tile_size"]), loads_fresh(tiling)
+    count = position_tiles(table[0], *cut, *scratch)
     load, compute, store = np.empty((3, int(tiling["steps"])), np.int64)
     found = fill_steps(table[0], machine_record(spec)[0], tiling, count, *scratch, load, compute, store)
     assert found == len(load)
@@ -56,7 +57,7 @@ def steps(layer: Layer, spec: MachineSpec, tiling: Any) -> tuple[list[int], list
 def tile_bytes(layer: Layer, spec: MachineSpec, tiling: Any) -> list[int]:
     """Whole bursts per output tile, in the order of the tiles, from the addresses of all its elements.
 
-    A map lies image by image, group by group, in blocks of the array's columns; position by position within a block.
+    A map lies image by image, in blocks of the array's columns; position by position within a block.
     """
     pack, tn = int(tiling["pack"]), int(tiling["tile_filters"])
     filters, groups = layer.filters * pack, layer.groups // pack
@@ -71,17 +72,24 @@ def tile_bytes(layer: Layer, spec: MachineSpec, tiling: Any) -> list[int]:
     for group in range(groups):
         order = product(positions, blocks) if tiling["order"] == 0 else ((p, f) for f, p in product(blocks, positions))
         for (images, *box), channels in order:
-            addresses = []
+            addresses: dict[tuple[int, ...], list[int]] = {}
             for image, (d, h, w), channel in product(images, product(*box), channels):
-                block = channel // spec.array.columns * spec.array.columns
-                width = min(spec.array.columns, filters - block)
+                at = group * filters + channel
+                block = at // spec.array.columns * spec.array.columns
+                width = min(spec.array.columns, groups * filters - block)
                 position = (d * layer.out[1] + h) * layer.out[2] + w
-                before = (image * groups + group) * filters * per_image + block * per_image
-                addresses.append(before + position * width + channel - block)
-            ordered = sorted(addresses)
-            ends = [i + 1 for i, (a, b) in enumerate(pairwise(ordered)) if b != a + 1]
-            runs = [b - a for a, b in pairwise([0, *ends, len(ordered)])]
-            found.append(sum(-(-run // BURST) * BURST for run in runs))
+                before = (image * groups * filters + block) * per_image
+                # Tiles that are no whole blocks move part by part.
+                part = (image, block, (channel - channels[0]) // spec.array.columns)
+                whole_blocks = groups == 1 or filters % spec.array.columns == 0 or per_image == 1
+                addresses.setdefault(() if whole_blocks else part, []).append(before + position * width + at - block)
+            moved = 0
+            for part_addresses in addresses.values():
+                ordered = sorted(part_addresses)
+                ends = [i + 1 for i, (a, b) in enumerate(pairwise(ordered)) if b != a + 1]
+                runs = [b - a for a, b in pairwise([0, *ends, len(ordered)])]
+                moved += sum(-(-run // BURST) * BURST for run in runs)
+            found.append(moved)
     return found
 
 
@@ -110,7 +118,8 @@ def test_each_tile_s_residual_comes_with_its_first_step(layer: Layer, seed: int)
 def test_a_residual_costs_something_and_no_more_than_its_transfers(layer: Layer, pipelined: bool, rate: int) -> None:
     base = byte_a_cycle()
     dram = replace(base.dram, pipelined_requests=pipelined, bytes_per_cycle=float(rate))
-    machine = machine_record(replace(base, dram=dram))
+    roomy = replace(base.scratchpads, accumulator_kib=64)  # the residual's place rules out no tiling
+    machine = machine_record(replace(base, dram=dram, scratchpads=roomy))
     plain, summed = (price_layers(layer_table([replace(layer, residual=r).row()]), machine)[0] for r in (False, True))
     assert summed["cycles"] >= plain["cycles"]
     # On the tiling that is best without it, every tile waits at most for a transfer of its own, one after another.
@@ -140,7 +149,7 @@ def test_a_residual_by_hand() -> None:
 
 
 def test_counts_and_energy_of_a_residual() -> None:
-    """It is written into the accumulators once, widened, and read once more; it never touches the scratchpad."""
+    """It is written beside the accumulators once, as it comes, and read once; it never touches the scratchpad."""
     spec = load_spec()
     layer = conv_layer(16, 16, (32, 32), (3, 3), pads=(1,) * 4)
     tiling = PriceList(spec).layers([layer])[0].record
@@ -148,14 +157,14 @@ def test_counts_and_energy_of_a_residual() -> None:
     plain, summed = (price_tilings(t, machine_record(spec), np.array([tiling]))[0] for t in tables)
     elements = 16 * 32 * 32
     for name in ("accumulator_write_bytes", "accumulator_read_bytes"):
-        assert summed[name] == plain[name] + 4 * elements
+        assert summed[name] == plain[name] + elements
     for name in ("scratchpad_read_bytes", "scratchpad_write_bytes", "input_bytes", "weight_bytes", "output_bytes"):
         assert summed[name] == plain[name]
     assert summed["residual_bytes"] == elements
     table = spec.energy
-    widened = 4 * elements * (table.accumulator_read_pj_per_byte + table.accumulator_write_pj_per_byte)
+    kept = elements * (table.accumulator_read_pj_per_byte + table.accumulator_write_pj_per_byte)
     more = layer_energy_pj(spec, summed, layer.macs) - layer_energy_pj(spec, plain, layer.macs)
-    assert more == pytest.approx(elements * table.dram_pj_per_byte + widened, rel=1e-9)
+    assert more == pytest.approx(elements * table.dram_pj_per_byte + kept, rel=1e-9)
 
 
 def test_a_residual_hides_behind_a_layer_that_computes() -> None:

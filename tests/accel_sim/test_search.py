@@ -76,27 +76,38 @@ def brute_force_bytes(layer: Layer, price: Any, spec: MachineSpec) -> tuple[int,
         for total, c in zip(sizes, cut, strict=True)
     ]
 
-    def lines(axis: int, outputs: range) -> int:
-        """Input lines in the bounding box of what a run of outputs reads, padding left out."""
+    def lines(axis: int, outputs: range) -> range:
+        """Input lines that a run of outputs reads, padding left out; all of an axis inside the one that is cut."""
         s, r, p, limit = layer.stride[axis], layer.reach[axis], layer.pad[axis], layer.size[axis]
+        if axis + 1 > level:
+            return range(limit)
         read = [i for o in outputs for i in range(o * s - p, o * s - p + r)]
-        return sum(0 <= i < limit for i in range(min(read), max(read) + 1))
+        return range(max(min(read), 0), max(min(max(read) + 1, limit), 0))
 
-    tn, tc = int(price["tile_filters"]), int(price["tile_channels"])
+    tn, tc, columns = int(price["tile_filters"]), int(price["tile_channels"]), spec.array.columns
     n_tiles = [min(tn, filters - i) for i in range(0, filters, tn)]
-    c_tiles = [min(tc, channels - i) for i in range(0, channels, tc)]
     inputs = weights = outputs = 0
-    for p, position in enumerate(product(*tiles)):
-        images, *box = position
-        elements = len(images) * int(np.prod([lines(a, run) for a, run in enumerate(box)]))
-        for f, n in enumerate(n_tiles):
-            for k, c in enumerate(c_tiles):
-                if f == 0 or not price["hold_input"]:
-                    inputs += elements * c * width
-                if p == 0 or not price["hold_weights"]:
-                    weights += c * layer.taps * n * width + (n * wide if layer.bias and k == 0 else 0)
-            outputs += int(np.prod([len(run) for run in position])) * n * width
-    return inputs * groups, weights * groups, outputs * groups
+    for group in range(groups):
+        kept: dict[int, np.ndarray] = {}  # what a held input has on chip, by position tile or for the whole map
+        for p, position in enumerate(product(*tiles)):
+            images, *box = position
+            place = p if price["order"] == 0 else 0
+            for f, n in enumerate(n_tiles):
+                for k, first in enumerate(range(group * channels, (group + 1) * channels, tc)):
+                    last = min(first + tc, (group + 1) * channels)
+                    if f == 0 or not price["hold_input"]:
+                        read = np.zeros((layer.batch, layer.groups * layer.channels, *layer.size), bool)
+                        blocks = range(first // columns * columns, min(-(-last // columns) * columns, read.shape[1]))
+                        read[np.ix_(images, blocks, *(lines(a, run) for a, run in enumerate(box)))] = True
+                        if price["hold_input"]:
+                            read &= ~kept.get(place, np.False_)
+                            kept[place] = kept.get(place, np.False_) | read
+                        inputs += int(read.sum()) * width
+                    if p == 0 or not price["hold_weights"]:
+                        weights += (last - first) * layer.taps * n * width
+                        weights += n * wide if layer.bias and k == 0 else 0
+                outputs += int(np.prod([len(run) for run in position])) * n * width
+    return inputs, weights, outputs
 
 
 @settings(max_examples=60, deadline=None)
