@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-DATAFLOWS = ("ws", "os", "is")
-"""Weight-, output- and input-stationary."""
+DATAFLOWS = ("ws", "os", "is", "rs")
+"""Weight-, output- and input-stationary, of a systolic array; row-stationary, an array of its own."""
 
 
 class SpecError(ValueError):
@@ -21,7 +21,9 @@ def _limits(smallest: float, largest: float) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """A systolic array of ``rows`` x ``columns`` processing elements, one MAC each per cycle.
+    """An array of ``rows`` x ``columns`` processing elements, one MAC each per cycle.
+
+    Systolic, or row-stationary: then ``dataflows`` names nothing else, and :class:`RowStationarySpec` says the rest.
 
     ``rows`` is the side along which partial sums travel (the K axis of a weight-stationary GEMM), ``columns`` the side
     the results leave on. ``weight_shadow``: a second register per element takes the next stationary tile while the
@@ -89,6 +91,25 @@ class VectorSpec:
 
 
 @dataclass(frozen=True)
+class RowStationarySpec:
+    """What a row-stationary array has instead of a systolic one's edges: three buses and memories per element.
+
+    The psum bus counts once for each direction. ``*_spad_words``: words of one element's memories, for a piece of an
+    input row, of kernel rows, and of partial sums; they bound how many channels and filters an element holds.
+    ``pass_overhead_cycles`` passes between two passes of the array. ``scratchpads.input_kib`` and ``accumulator_kib``
+    are one pool for the input map and partial sums, ``weight_kib`` is the buffer of the next pass's filters.
+    """
+
+    filter_bus_bits: int = field(metadata=_limits(1, 65536))
+    psum_bus_bits: int = field(metadata=_limits(1, 65536))
+    input_bus_bits: int = field(metadata=_limits(1, 65536))
+    filter_spad_words: int = field(metadata=_limits(1, 1 << 20))
+    input_spad_words: int = field(metadata=_limits(1, 1 << 20))
+    psum_spad_words: int = field(metadata=_limits(1, 1 << 20))
+    pass_overhead_cycles: int = field(metadata=_limits(0, 1_000_000))
+
+
+@dataclass(frozen=True)
 class HostSpec:
     """The processor beside the array, in cycles of the array's clock; only estimates are made from it."""
 
@@ -125,6 +146,7 @@ class MachineSpec:
     vector: VectorSpec
     host: HostSpec
     energy: EnergySpec
+    row_stationary: RowStationarySpec | None = None
 
     @property
     def peak_macs_per_cycle(self) -> int:

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from accel_sim.spec import MachineSpec, SpecError
 
@@ -39,6 +39,7 @@ def load_spec(name_or_path: str | Path = DEFAULT_PRESET, overrides: Mapping[str,
     for key, value in (overrides or {}).items():
         _override(table, key, value)
     spec: MachineSpec = _build(MachineSpec, table, where, "")
+    _check_dataflows(spec, where)
     return spec
 
 
@@ -65,6 +66,19 @@ def _parse(text: str, where: str) -> dict[str, Any]:
         raise SpecError(f"{where}: {error}: {line!r}") from error
 
 
+def _check_dataflows(spec: MachineSpec, where: str) -> None:
+    flows = spec.array.dataflows
+    if "rs" in flows and len(flows) > 1:
+        raise SpecError(f"{where}: array.dataflows is {list(flows)!r}: a row-stationary array has no other data flow")
+    if ("rs" in flows) != (spec.row_stationary is not None):
+        raise SpecError(f'{where}: the section [row_stationary] belongs to array.dataflows = ["rs"], and to no other')
+
+
+def _section(hint: Any) -> Any:
+    """The dataclass of a section's type, optional or not; None for the type of a key."""
+    return next((kind for kind in (hint, *get_args(hint)) if dataclasses.is_dataclass(kind)), None)
+
+
 def _build(cls: type[Any], table: Mapping[str, Any], where: str, section: str) -> Any:
     hints = get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
@@ -75,11 +89,13 @@ def _build(cls: type[Any], table: Mapping[str, Any], where: str, section: str) -
     for name, spec_field in fields.items():
         key = section + name
         if name not in table:
+            if spec_field.default is None:
+                continue
             raise SpecError(f"{where}: key {key} is missing")
-        if dataclasses.is_dataclass(hints[name]):
+        if section_class := _section(hints[name]):
             if not isinstance(table[name], dict):
                 raise SpecError(f"{where}: {key} must be a section [{key}]")
-            values[name] = _build(hints[name], table[name], where, f"{key}.")
+            values[name] = _build(section_class, table[name], where, f"{key}.")
         else:
             values[name] = _checked(table[name], hints[name], spec_field.metadata, f"{where}: {key}")
     return cls(**values)
@@ -134,8 +150,8 @@ def _override(table: dict[str, Any], key: str, text: str) -> None:
 def _leaves() -> dict[tuple[str, str], Any]:
     found: dict[tuple[str, str], Any] = {}
     for name, kind in get_type_hints(MachineSpec).items():
-        if dataclasses.is_dataclass(kind):
-            found |= {(name, inner): k for inner, k in get_type_hints(kind).items()}
+        if section_class := _section(kind):
+            found |= {(name, inner): k for inner, k in get_type_hints(section_class).items()}
         else:
             found["", name] = kind
     return found

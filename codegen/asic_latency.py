@@ -16,13 +16,12 @@ from numpy.typing import NDArray
 from accel_sim.energy import vector_energy_pj
 from accel_sim.pricing.layer import Layer, conv_layer, transposed_conv_layer
 from accel_sim.pricing.price_list import ChainPrice, LayerPrice, NoTilingError, PriceList, join
-from accel_sim.spec import MachineSpec
+from accel_sim.spec import DATAFLOWS, MachineSpec
 from codegen.asic_network import Role, schedule
 from codegen.asic_ops import elements, host_macs, vector_operations
 from passes.core.cost import Cost, Kind, OpWork, StageWork, least_cost
 from passes.errors import UnsupportedError
 
-_DATAFLOWS = ("ws", "os", "is")
 _ORDERS = ("positions first", "filters first")
 _LEVELS = ("images", "planes", "rows", "columns")
 _ROUNDING = 1e-12
@@ -267,7 +266,7 @@ class AsicLatency:
         return LayerRow(
             *(op.name, op.op, "array", _cost_of(op, self._array_cost(price)), price.cycles),
             utilisation=price.layer.macs / (price.cycles * self.spec.peak_macs_per_cycle),
-            dataflow=_DATAFLOWS[int(record["dataflow"])],
+            dataflow=DATAFLOWS[int(record["dataflow"])],
             tiling=f"{tiling}, {_ORDERS[int(record['order'])]}",
             bound=_bound(price.cycles, *busy),
             on_chip=" and ".join(stays),

@@ -17,6 +17,7 @@ from accel_sim.pricing.candidate import PRICE, TOTALS, bound_cycles, fill_steps,
 from accel_sim.pricing.candidates import list_candidates
 from accel_sim.pricing.pipeline import pipeline_cycles
 from accel_sim.pricing.tiling import IMAGES, MAX_TILES_PER_IMAGE, merge_tiles, position_tiles
+from accel_sim.row_stationary.search import best_mappings
 
 
 @compiled
@@ -107,9 +108,7 @@ def _search_each(
             bounds[pick] = -1
             price = candidates[pick]
             moved = price.input_bytes + price.weight_bytes + price.residual_bytes + price.output_bytes
-            count = position_tiles(
-                layer, price.level, price.tile_size, loads_fresh(price), positions, inputs, segments
-            )
+            count = position_tiles(layer, price.level, price.tile_size, loads_fresh(price), positions, inputs, segments)
             cycles = _run(layer, machine, price, count, positions, inputs, segments)
             better = cycles < fewest or (cycles == fewest and moved < least)
             if winner < 0 or better or (cycles == fewest and moved == least and pick < winner):
@@ -160,11 +159,14 @@ def price_layers(layers: NDArray[Any], machine: NDArray[Any]) -> NDArray[Any]:
     """The best price of each layer, shape (len(layers),) of :data:`PRICE`; equal layers are searched once.
 
     ``layers`` is an array of :data:`accel_sim.pricing.layer.LAYER`, ``machine`` a
-    :func:`accel_sim.pricing.machine.machine_record`. ``cycles`` -1: no tiling fits.
+    :func:`accel_sim.pricing.machine.machine_record`. ``cycles`` -1: no tiling fits. On a row-stationary machine the
+    prices are those of the best mappings.
     """
     seen: dict[bytes, int] = {}
     where = np.array([seen.setdefault(row.tobytes(), len(seen)) for row in layers], dtype=np.intp)
     distinct = np.frombuffer(b"".join(seen), dtype=layers.dtype).copy()
+    if machine[0]["rs"]:
+        return best_mappings(distinct, machine)[0][where]
     prices = np.zeros(len(seen), PRICE)
     scratch = _tile_scratch(distinct)
     room, done = 4096, 0
@@ -179,8 +181,11 @@ def price_layers(layers: NDArray[Any], machine: NDArray[Any]) -> NDArray[Any]:
 def price_tilings(layers: NDArray[Any], machine: NDArray[Any], tilings: NDArray[Any]) -> NDArray[Any]:
     """Prices of given tilings, without a search: row i of ``tilings`` (:data:`PRICE`) names the one of layer i.
 
-    Only the columns of the tiling are read; whether it fits is not checked. Gives a new array.
+    Only the columns of the tiling are read; whether it fits is not checked. Gives a new array. ValueError for a
+    row-stationary machine, which has mappings (:mod:`accel_sim.row_stationary.search`).
     """
+    if machine[0]["rs"]:
+        raise ValueError("a row-stationary array has mappings, no tilings: use price_mappings")
     prices = tilings.copy()
     _run_each(layers, machine, prices, _tile_scratch(layers))
     return prices

@@ -144,7 +144,7 @@ def test_energy_is_counts_times_the_table() -> None:
         record[name] = value
     record["accumulator_write_bytes"], record["cycles"] = 5, 7
     record["input_bytes"], record["weight_bytes"], record["residual_bytes"], record["output_bytes"] = 10, 20, 5, 25
-    expected = 11 * 2.0 + (2 + 3 + 4 + 5) * 7.5 + 60 * 230.0 + 7 * 150.0
+    expected = 11 * 6.0 + (2 + 3 + 4 + 5) * 7.5 + 60 * 230.0 + 7 * 150.0
     assert layer_energy_pj(spec, record, macs=11) == pytest.approx(expected, rel=1e-12)
     assert vector_energy_pj(spec, 7, 60, 11) == pytest.approx(11 * 2.0 + 60 * (230.0 + 15.0) + 7 * 150.0, rel=1e-12)
 

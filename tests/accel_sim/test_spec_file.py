@@ -42,6 +42,14 @@ def test_published_figures() -> None:
     assert tpu.scratchpads.input_kib + tpu.scratchpads.accumulator_kib == 28 * 1024
 
 
+def test_a_systolic_array_has_no_row_stationary_section() -> None:
+    assert load_spec().row_stationary is None
+    wide = load_spec("eyeriss_12x14", {"psum_bus_bits": "128"})
+    assert wide.row_stationary is not None and wide.row_stationary.psum_bus_bits == 128
+    with pytest.raises(SpecError, match=r"eyeriss_12x14\.toml: the section \[row_stationary\] belongs to"):
+        load_spec("eyeriss_12x14", {"dataflows": "ws"})
+
+
 @pytest.mark.parametrize(
     ("old", "new", "complaint"),
     [
@@ -52,7 +60,18 @@ def test_published_figures() -> None:
         ("rows = 16", "rows = true", r"chip\.toml: array\.rows must be a whole number, not True"),
         ("rows = 16", "rows = 0", r"chip\.toml: array\.rows is 0; allowed is 1 to 4096"),
         ("weight_shadow = true", "weight_shadow = 1", r"array\.weight_shadow must be true or false, not 1"),
-        ('dataflows = ["ws"]', 'dataflows = ["rs"]', r"array\.dataflows holds 'rs'; allowed are ws, os, is"),
+        ('dataflows = ["ws"]', 'dataflows = ["xs"]', r"array\.dataflows holds 'xs'; allowed are ws, os, is, rs"),
+        ('dataflows = ["ws"]', 'dataflows = ["rs"]', r"chip\.toml: the section \[row_stationary\] belongs to .*rs"),
+        (
+            'dataflows = ["ws"]',
+            'dataflows = ["rs", "os"]',
+            r"array\.dataflows is \['rs', 'os'\]: a row-stationary array",
+        ),
+        (
+            "[vector]",
+            "[row_stationary]\npsum_bus_bits = 64\n[vector]",
+            r"key row_stationary\.filter_bus_bits is missing",
+        ),
         ('dataflows = ["ws"]', 'dataflows = ["ws", "ws"]', r"array\.dataflows names one entry twice"),
         ('dataflows = ["ws"]', "dataflows = []", r"array\.dataflows must be a list of strings that is not empty"),
         ("data_bits = 8", "data_bits = 7", r"datatypes\.data_bits is 7; allowed are 8, 16, 32"),
@@ -91,7 +110,8 @@ def test_overrides() -> None:
         ("rows", "9999", r"array\.rows is 9999; allowed is 1 to 4096"),
         ("sram_kib", "1", "override sram_kib=1: must be at least 2"),
         ("weight_shadow", "yes", "override weight_shadow=yes: expected true or false"),
-        ("dataflows", "ws+rs", r"array\.dataflows holds 'rs'"),
+        ("dataflows", "ws+xs", r"array\.dataflows holds 'xs'"),
+        ("dataflows", "ws+rs", r"array\.dataflows is .*a row-stationary array has no other"),
     ],
 )
 def test_a_bad_override_is_named(key: str, value: str, complaint: str) -> None:
