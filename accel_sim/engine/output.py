@@ -21,10 +21,16 @@ def to_bytes(real: NDArray[np.float32], zero_point: int, low: int, high: int) ->
 
 
 def add(a: NDArray[np.uint8], b: NDArray[np.uint8], how: Sum) -> NDArray[np.uint8]:
-    """The quantized sum of two bytes: each product is rounded to float32, and so is their sum."""
-    own = (to_integers(a, how.own_signed) - np.float32(how.own_zero)) * np.float32(how.own_ratio)
-    own += (to_integers(b, how.other_signed) - np.float32(how.other_zero)) * np.float32(how.other_ratio)
-    return to_bytes(own, how.zero_point, how.low, how.high)
+    """The quantized sum of two bytes: two fused multiply-adds, each rounded to float32 once."""
+    own = (to_integers(a, how.own_signed), np.float32(how.own_ratio))
+    other = (to_integers(b, how.other_signed), np.float32(how.other_ratio))
+    last, first = (own, other) if how.own_first else (other, own)
+    return to_bytes(_fma(*last, _fma(*first, np.float32(how.offset))), 0, how.low, how.high)
+
+
+def _fma(a: NDArray[np.float32], b: np.float32, c: NDArray[np.float32] | np.float32) -> NDArray[np.float32]:
+    """a * b + c; the product of a byte and a float32 is exact in float64."""
+    return np.asarray(a.astype(np.float64) * np.float64(b) + np.asarray(c, np.float64), np.float32)
 
 
 def requantize(words: NDArray[np.int32], scales: NDArray[np.float32], output: Output) -> NDArray[np.uint8]:

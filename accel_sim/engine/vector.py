@@ -27,9 +27,11 @@ def element_wise(
     assert b is not None
     if spec.function == VectorFunction.SUM:
         return add(a, b, program.sums[spec.sum])
-    real = np.float32(spec.ratio) * (to_integers(a, spec.signed) - np.float32(spec.a_zero))
+    real = to_integers(a, spec.signed) - np.float32(spec.a_zero)
     real *= to_integers(b, spec.signed) - np.float32(spec.b_zero)
-    return to_bytes(real, spec.zero_point, spec.low, spec.high)
+    real *= np.float32(spec.ratio)
+    real += np.float32(spec.zero_point)
+    return to_bytes(real, 0, spec.low, spec.high)
 
 
 def pool(stored: NDArray[np.uint8], spec: VectorSpec, window: Window, columns: int) -> NDArray[np.uint8]:
@@ -41,7 +43,7 @@ def pool(stored: NDArray[np.uint8], spec: VectorSpec, window: Window, columns: i
         at = tap_positions(window)
         inside = (at < prod(window.extent)).sum(axis=1)
         count = np.full(outputs, at.shape[1]) if spec.count_padding else np.maximum(inside, 1)
-        divisor = count.astype(np.float32)[:, None]
+        multiplier = (np.float32(spec.ratio) / (np.float32(spec.divisor) * count.astype(np.float32)))[:, None]
     for first, width in blocks(window.channels, columns):
         taps = gather(stored, window, columns, first, width)
         integers = taps.view(np.int8) if window.signed else taps
@@ -49,8 +51,7 @@ def pool(stored: NDArray[np.uint8], spec: VectorSpec, window: Window, columns: i
             block = integers.max(axis=3).view(np.uint8)
         else:
             total = integers.sum(axis=3, dtype=np.int32) - taps.shape[3] * spec.a_zero
-            real = np.float32(spec.ratio) * total.astype(np.float32)
-            real /= divisor
+            real = total.astype(np.float32) * multiplier
             block = to_bytes(real, spec.zero_point, spec.low, spec.high)
         part = result[:, :, first * outputs : (first + width) * outputs]
         part.reshape(samples, images, outputs, width)[...] = block

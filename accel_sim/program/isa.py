@@ -239,8 +239,7 @@ class Output:
     rint is to even; the product is one of float32. ``scales``: index of the first entry in the program's scale table;
     channel c has entry ``scales + c`` (one entry for all with ``per_channel`` False). ``table`` (index of a
     256-byte table, -1: none) maps q, as a byte, to the activation's result. With a residual r (Store), the byte q is
-    then added to it: ``clamp(rint(add.own * (q - own_zero) + add.other * (r - other_zero)) + zero, low, high)``, see
-    :class:`Sum`, and ``sum_table`` is applied last.
+    then added to it, see :class:`Sum`, and ``sum_table`` is applied last.
     """
 
     scales: int
@@ -258,16 +257,17 @@ class Output:
 class Sum:
     """The quantized sum of two bytes, in float32: each ratio is an operand's scale over the result's.
 
-    ``rint(float32(own_ratio * (q - own_zero)) + other_ratio * (r - other_zero)) + zero_point``, clamped.
+    ``clamp(rint(fma(q, own_ratio, fma(r, other_ratio, offset))), low, high)`` with ``own_first``, else
+    ``clamp(rint(fma(r, other_ratio, fma(q, own_ratio, offset))), low, high)``; fma(a, b, c) is a * b + c rounded once.
+    ``offset`` holds the zero points. The own byte is a store's result, or a of a vector instruction.
     """
 
     own_ratio: float
     other_ratio: float
-    own_zero: int
-    other_zero: int
-    zero_point: int
+    offset: float
     low: int
     high: int
+    own_first: bool
     own_signed: bool
     other_signed: bool
     signed: bool
@@ -281,12 +281,13 @@ class VectorFunction(IntEnum):
     SUM = 1
     """Element-wise :class:`Sum` of a and b."""
     PRODUCT = 2
-    """Element-wise product: ``rint(ratio * (a - a_zero) * (b - b_zero)) + zero_point``."""
+    """Element-wise product: ``rint(float32((a - a_zero) * (b - b_zero)) * ratio + zero_point)``, two roundings."""
     TABLE = 3
     """A 256-byte table, by element: any function of one byte."""
     MAX_POOL = 4
     AVERAGE_POOL = 5
-    """``rint(ratio * (sum of (a - a_zero)) / count) + zero_point``; count is the window's taps that are no padding."""
+    """``rint(float32(sum of (a - a_zero)) * (ratio / (divisor * count))) + zero_point``: each operation of float32;
+    count is the window's taps that are no padding."""
     FILL = 6
     """``elements`` times ``zero_point``: padding."""
 
@@ -304,6 +305,7 @@ class VectorSpec:
     table: int = -1
     window: int = -1
     ratio: float = 0.0
+    divisor: float = 1.0
     a_zero: int = 0
     b_zero: int = 0
     zero_point: int = 0

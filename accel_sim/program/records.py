@@ -192,17 +192,17 @@ SUM = Record(
     Sum,
     _dtype(
         32,
-        "own_ratio@0:f other_ratio@4:f own_zero@8:b other_zero@12:b zero_point@16:b low@20:b high@24:b "
-        "own_signed@28:t other_signed@29:t signed@30:t",
+        "own_ratio@0:f other_ratio@4:f offset@8:f low@12:b high@16:b "
+        "own_first@28:t own_signed@29:t other_signed@30:t signed@31:t",
     ),
-    booleans=frozenset(["own_signed", "other_signed", "signed"]),
+    booleans=frozenset(["own_first", "own_signed", "other_signed", "signed"]),
 )
 VECTOR_SPEC = Record(
     VectorSpec,
     _dtype(
         48,
         "function@0:t signed@1:t count_padding@2:t sum@4:b table@8:b window@12:b ratio@16:f a_zero@20:b b_zero@24:b "
-        "zero_point@28:b low@32:b high@36:b",
+        "zero_point@28:b low@32:b high@36:b divisor@40:f",
     ),
     booleans=frozenset(["signed", "count_padding"]),
     enums={"function": VectorFunction},

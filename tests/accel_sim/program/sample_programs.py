@@ -131,7 +131,7 @@ def two_layers() -> Program:
         code=tuple(code),
         windows=(tile, pool),
         outputs=(Output(0, False, 1, -128, 127, True, table=0, sum=0),),
-        sums=(Sum(0.75, 1.25, 1, -2, 5, -128, 127, True, True, True),),
+        sums=(Sum(0.75, 1.25, 5.0, -128, 127, True, True, True, True),),
         vectors=(VectorSpec(VectorFunction.AVERAGE_POOL, window=1, ratio=0.875, a_zero=5, zero_point=-1),),
         scales=(0.001953125,),
         tables=(bytes(range(256)),),
