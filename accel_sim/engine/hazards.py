@@ -49,8 +49,9 @@ def happenings(program: Program, times: Schedule) -> Happenings:
     segment = np.concatenate([part.segment for part in items])
     cycles = np.concatenate([part.cycles for part in items])
     local = np.concatenate([part.local for part in items])
-    end = np.concatenate(times.ended)
-    begin = end - cycles
+    begin = np.concatenate(times.started)
+    begin += np.where((queue != Queue.EXECUTE) & ~local & (cycles > 0), times.latency_cycles, 0)
+    end = begin + cycles
     if len(items[Queue.EXECUTE]):
         first = items[Queue.EXECUTE].first
         preloads = np.array([isinstance(program.code[at], Preload) for at in first[:-1].tolist()], np.bool_)

@@ -5,8 +5,8 @@
 - The channel serves the oldest request first, a store before a load asked for in the same cycle. Service starts when
   the channel is free and lasts the latency and the data; the channel is free again when the data have passed, or, on a
   machine that pipelines requests, one latency earlier: then the next request's latency overlaps the present data.
-- Stores into the scratchpad follow each other on a way of their own. A request that moves nothing ends with the one
-  before it.
+- Stores into the scratchpad follow each other on a way of their own. A request that moves nothing takes no time.
+- The items of a queue end in order: what is there before an earlier item of its queue has to wait for it.
 - At a barrier all ends; what follows begins at that time.
 
 No request that is not known yet can be older than the oldest known one: what releases it waits for one that has not
@@ -46,6 +46,7 @@ class Schedule:
     ended: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
     order: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
     barriers: NDArray[np.int64]
+    latency_cycles: int
 
     @property
     def cycles(self) -> int:
@@ -144,30 +145,31 @@ def _run(
                         local_free = start + store_cycles[asked_store]
                         store_times[1, asked_store] = start
                         store_times[2, asked_store] = local_free
-                        store_times[3, asked_store] = order
-                        _post(store_posts, asked_store, local_free, tokens)
-                        order += 1
                     asked_store += 1
                     moved = True
                 while at_store < asked_store and (store_local[at_store] or store_cycles[at_store] == 0):
-                    if not store_local[at_store]:
+                    if store_local[at_store]:
+                        store_ended = max(store_ended, store_times[2, at_store])
+                    else:
                         store_ended = max(store_ended, store_times[0, at_store])
-                        store_times[1, at_store] = store_times[2, at_store] = store_ended
-                        store_times[3, at_store] = order
-                        _post(store_posts, at_store, store_ended, tokens)
-                        order += 1
-                        moved = True
+                        store_times[1, at_store] = store_ended
+                    store_times[2, at_store] = store_ended
+                    store_times[3, at_store] = order
+                    _post(store_posts, at_store, store_ended, tokens)
+                    order += 1
                     at_store += 1
+                    moved = True
             if at_load == asked_load and at_store == asked_store:
                 break
             if at_store < asked_store and (at_load == asked_load or store_times[0, at_store] <= load_times[0, at_load]):
                 start = max(channel_free, store_times[0, at_store])
-                served = store_ended = start + latency + store_cycles[at_store]
+                served = start + latency + store_cycles[at_store]
+                store_ended = max(store_ended, served)
                 channel_free = start + store_cycles[at_store] if pipelined else served
                 store_times[1, at_store] = start
-                store_times[2, at_store] = served
+                store_times[2, at_store] = store_ended
                 store_times[3, at_store] = order
-                _post(store_posts, at_store, served, tokens)
+                _post(store_posts, at_store, store_ended, tokens)
                 at_store += 1
             else:
                 start = max(channel_free, load_times[0, at_load])
@@ -186,7 +188,7 @@ def _run(
             or (asked_store < store_segment.size and store_segment[asked_store] == segment)
         ):
             return segment
-        now = max(max(array_free, local_free), max(load_ended, store_ended))
+        now = max(array_free, max(load_ended, store_ended))
         barriers[segment] = now
     return -1
 
@@ -217,7 +219,7 @@ def schedule(program: Program, spec: MachineSpec, columns: Columns | None = None
     if stuck >= 0:
         raise _deadlock(columns, stuck, at, tokens)
     requested, started, ended, order = ((times[0][row], times[1][row], times[2][row]) for row in range(4))
-    return Schedule(columns, requested, started, ended, order, barriers)
+    return Schedule(columns, requested, started, ended, order, barriers, spec.dram.latency_cycles)
 
 
 def _deadlock(columns: Columns, segment: int, at: NDArray[np.int64], tokens: NDArray[np.int64]) -> DeadlockError:
