@@ -21,7 +21,8 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from passes.core.mapped import is_mapped
 from passes.core.site import Array, Site
-from passes.onnx_torch_ops import OPS, Attributes
+from passes.onnx_attributes import Attributes
+from passes.onnx_torch_ops import OPS
 
 Tensor = torch.Tensor
 Walk = Generator["Stop", Tensor, dict[str, Tensor]]

@@ -7,33 +7,19 @@ None when this node uses something it does not cover, and the walk then falls ba
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from onnx import NodeProto, helper, numpy_helper
+from onnx import numpy_helper
+
+from passes.onnx_attributes import Attributes
+from passes.onnx_torch_resize import resize
 
 Tensor = torch.Tensor
 Inputs = Sequence[Tensor | None]
-Op = Callable[["Attributes", Any, int], "Sequence[Tensor] | None"]
-
-
-class Attributes:
-    """A node's attributes by name."""
-
-    def __init__(self, node: NodeProto) -> None:
-        self._values = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-
-    def get(self, name: str, default: Any) -> Any:
-        value = self._values.get(name, default)
-        return value.decode() if isinstance(value, bytes) else value
-
-
-def _pads(attributes: Attributes, ndim: int) -> list[int] | None:
-    """Explicit pads, begins then ends; None where the node leaves them to auto_pad."""
-    if attributes.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-        return None
-    return list(attributes.get("pads", [0] * (2 * ndim)))
+Op = Callable[[Attributes, Any, int], Sequence[Tensor] | None]
 
 
 def _pad(x: Tensor, pads: Sequence[int], value: float = 0.0) -> Tensor:
@@ -46,7 +32,7 @@ def conv(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | N
     x, weight, bias = [*inputs, None][:3]
     assert x is not None and weight is not None
     n = weight.ndim - 2
-    pads = _pads(attributes, n)
+    pads = attributes.pads(n)
     if pads is None or n > 3 or x.dtype != torch.float32:
         return None
     strides, dilations = attributes.get("strides", [1] * n), attributes.get("dilations", [1] * n)
@@ -56,6 +42,49 @@ def conv(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | N
     run: Any = (F.conv1d, F.conv2d, F.conv3d)[n - 1]
     padding = pads[:n] if symmetric else 0
     return [run(x, weight, bias, strides, padding, dilations, attributes.get("group", 1))]
+
+
+def conv_transpose(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
+    x, weight, bias = [*inputs, None][:3]
+    assert x is not None and weight is not None
+    n = weight.ndim - 2
+    if n > 3 or x.dtype != torch.float32:
+        return None
+    strides, dilations = attributes.get("strides", [1] * n), attributes.get("dilations", [1] * n)
+    extra = attributes.get("output_padding", [0] * n)
+    run: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[n - 1]
+    y = run(x, weight, None, strides, 0, 0, attributes.get("group", 1), dilations)
+    y = _pad(y, [0] * n + list(extra))
+    wanted = attributes.get("output_shape", None)
+    pads = attributes.pads(n)
+    if wanted is None and pads is None:
+        wanted = [size * s for size, s in zip(x.shape[2:], strides, strict=True)]
+    if wanted is not None:
+        total = [have - want for have, want in zip(y.shape[2:], wanted[-n:], strict=True)]
+        small, large = [t // 2 for t in total], [t - t // 2 for t in total]
+        pads = [*small, *large] if attributes.get("auto_pad", "NOTSET") == "SAME_UPPER" else [*large, *small]
+    assert pads is not None
+    if any(p < 0 for p in pads):
+        return None
+    y = _pad(y, [-p for p in pads])
+    return [y if bias is None else y + bias.reshape(-1, *(1,) * n)]
+
+
+def layer_norm(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
+    x, scale, shift = [*inputs, None][:3]
+    assert x is not None and scale is not None
+    if x.dtype != torch.float32:
+        return None
+    axes = tuple(range(attributes.get("axis", -1) % x.ndim, x.ndim))
+    mean = x.mean(dim=axes, keepdim=True)
+    centred = x - mean
+    inverse = torch.rsqrt(centred.square().mean(dim=axes, keepdim=True) + attributes.get("epsilon", 1e-5))
+    y = centred * inverse * scale
+    return [y if shift is None else y + shift, mean, inverse]
+
+
+def gelu(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
+    return [F.gelu(inputs[0], approximate=attributes.get("approximate", "none"))]  # type: ignore[arg-type]
 
 
 def gemm(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
@@ -78,7 +107,7 @@ def batch_norm(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tenso
 def max_pool(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
     kernel = attributes.get("kernel_shape", [])
     n = len(kernel)
-    pads = _pads(attributes, n)
+    pads = attributes.pads(n)
     if pads is None or attributes.get("ceil_mode", 0) or n > 3:
         return None
     x = inputs[0]
@@ -92,7 +121,7 @@ def max_pool(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor]
 def average_pool(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
     kernel = attributes.get("kernel_shape", [])
     n = len(kernel)
-    pads = _pads(attributes, n)
+    pads = attributes.pads(n)
     counted = bool(attributes.get("count_include_pad", 0))
     if pads is None or attributes.get("ceil_mode", 0) or n > 3 or (any(pads) and not counted):
         return None
@@ -214,6 +243,47 @@ def pad(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | No
     return [_pad(x, pads.tolist(), 0.0 if value is None else float(value))]
 
 
+def gather(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
+    x, indices = inputs
+    assert x is not None and indices is not None
+    axis = attributes.get("axis", 0) % x.ndim
+    at = indices.reshape(-1).long()
+    at = torch.where(at < 0, at + x.shape[axis], at)
+    return [x.index_select(axis, at).reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])]
+
+
+def split(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
+    x, given = [*inputs, None][:2]
+    assert x is not None
+    axis = attributes.get("axis", 0) % x.ndim
+    sizes = attributes.get("split", None) if given is None else given.tolist()
+    if sizes is None:  # evenly; since opset 18 the last part may be smaller
+        count, size = attributes.get("num_outputs", attributes.outputs), x.shape[axis]
+        each = -(-size // count)
+        sizes = [*[each] * (count - 1), size - each * (count - 1)]
+    if min(sizes) < 0 or sum(sizes) != x.shape[axis]:
+        return None
+    return list(torch.split(x, list(sizes), axis))
+
+
+def where(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
+    condition, x, y = inputs
+    assert condition is not None and x is not None and y is not None
+    return [torch.where(condition, x, y)]
+
+
+def divide(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
+    x, y = inputs
+    assert x is not None and y is not None
+    if opset < 7:
+        return None
+    return [x / y if x.is_floating_point() else torch.div(x, y, rounding_mode="trunc")]
+
+
+def total(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
+    return [reduce(torch.add, [x for x in inputs if x is not None])] if opset >= 8 else None
+
+
 def leaky_relu(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
     x = inputs[0]
     assert x is not None
@@ -247,9 +317,11 @@ def _binary(function: Callable[[Tensor, Tensor], Tensor]) -> Op:
 
 OPS: dict[str, Op] = {
     "Conv": conv,
+    "ConvTranspose": conv_transpose,
     "Gemm": gemm,
     "MatMul": _binary(torch.matmul),
     "BatchNormalization": batch_norm,
+    "LayerNormalization": layer_norm,
     "MaxPool": max_pool,
     "AveragePool": average_pool,
     "GlobalAveragePool": global_average_pool,
@@ -264,6 +336,12 @@ OPS: dict[str, Op] = {
     "Unsqueeze": unsqueeze,
     "Slice": slice_,
     "Pad": pad,
+    "Gather": gather,
+    "Split": split,
+    "Where": where,
+    "Resize": resize,
+    "Upsample": resize,
+    "Gelu": gelu,
     "LeakyRelu": leaky_relu,
     "PRelu": prelu,
     "HardSigmoid": hard_sigmoid,
@@ -281,5 +359,7 @@ OPS: dict[str, Op] = {
     "Add": _binary(torch.add),
     "Sub": _binary(torch.sub),
     "Mul": _binary(torch.mul),
+    "Div": divide,
+    "Sum": total,
     "Pow": _binary(lambda x, y: torch.pow(x, y).to(x.dtype)),
 }

@@ -150,11 +150,76 @@ CASES = [
     Case("Add", (3, 1), (normal(2, 3, 4),)),
     Case("Pow", IMAGE, (scalar(2.0),)),
     Case("Pow", IMAGE, (np.array(3, np.int64),)),
+    *(Case("Div", IMAGE, (normal(3, 1, 1),), opset=n) for n in (7, 17)),
+    Case("Sum", IMAGE, (normal(3, 1, 1), normal(2, 1, 7, 1)), opset=8),
+    Case("Sum", IMAGE),
+    Case("Gather", IMAGE, (ints(2, 0, -3),), {"axis": 1}),
+    Case("Gather", IMAGE, (ints(1, 0, 1, -1).reshape(2, 2),), {"axis": -2}, opset=11),
+    Case("Gather", IMAGE, (np.array(1, np.int32),), opset=9),
+    Case("Split", (2, 6), (ints(2, 4),), {"axis": 1}, outputs=2),
+    Case("Split", (2, 6), (ints(1, 0, 5),), {"axis": -1}, outputs=3),
+    Case("Split", (2, 6), (), {"axis": 1}, outputs=3),
+    Case("Split", (4, 6), opset=9, outputs=2),
+    Case("Split", (4, 6), (), {"axis": 1, "split": [5, 1]}, opset=11, outputs=2),
+    Case("Split", (2, 7), (), {"axis": 1, "num_outputs": 3}, opset=18, outputs=3),
+    Case("LayerNormalization", (2, 3, 5), (normal(5), normal(5))),
+    Case("LayerNormalization", (2, 3, 5), (normal(5),), {"epsilon": 0.1}, outputs=3),
+    Case("LayerNormalization", (2, 3, 5, 4), (normal(3, 5, 4), normal(3, 5, 4)), {"axis": 1}),
+    Case("Gelu", IMAGE, opset=20),
+    Case("Gelu", IMAGE, (), {"approximate": "tanh"}, opset=20),
+    Case("ConvTranspose", IMAGE, (normal(3, 4, 3, 3), normal(4))),
+    Case("ConvTranspose", IMAGE, (normal(3, 4, 3, 2),), {"strides": [2, 3], "pads": [1, 0, 0, 1]}, opset=9),
+    Case("ConvTranspose", IMAGE, (normal(3, 2, 3, 3), normal(6)), {"group": 3, "dilations": [2, 1]}),
+    Case("ConvTranspose", IMAGE, (normal(3, 4, 3, 3), normal(4)), {"strides": [2, 2], "output_padding": [1, 1]}),
+    Case(
+        "ConvTranspose", IMAGE, (normal(3, 4, 2, 2),),
+        {"strides": [3, 3], "output_padding": [2, 1], "pads": [0, 1, 1, 0]},
+    ),
+    *(
+        Case(
+            "ConvTranspose", IMAGE, (normal(3, 4, 3, 3), normal(4)), {"strides": [2, 3], "auto_pad": mode, **more}
+        )
+        for mode in ("SAME_UPPER", "SAME_LOWER")
+        for more in ({}, {"output_shape": [14, 23]})
+    ),
+    Case("ConvTranspose", IMAGE, (normal(3, 4, 3, 3),), {"strides": [2, 2], "auto_pad": "VALID"}),
+    Case("ConvTranspose", IMAGE, (normal(3, 4, 3, 3),), {"strides": [2, 2], "output_shape": [14, 15]}),
+    Case("ConvTranspose", (1, 3, 6), (normal(3, 4, 3), normal(4)), {"strides": [2], "pads": [1, 1]}),
+    Case("ConvTranspose", (1, 3, 3, 4, 2), (normal(3, 2, 2, 3, 2),), {"strides": [2, 1, 2]}),
+    *(
+        Case(
+            "Resize", IMAGE, (None, f32(1, 1, *scales)),
+            {"mode": mode, "coordinate_transformation_mode": rule}, opset=19,
+            covered=(mode, rule) != ("nearest", "half_pixel_symmetric"),
+        )
+        for mode in ("nearest", "linear", "cubic")
+        for rule in ("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric")
+        for scales in ((2, 2), (0.6, 1.3))
+    ),
+    *(
+        Case("Resize", IMAGE, (None, None, ints(2, 3, 10, 5)), {"mode": mode, "coordinate_transformation_mode": rule})
+        for mode in ("nearest", "linear", "cubic")
+        for rule in ("half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric")
+    ),
+    *(
+        Case("Resize", IMAGE, (None, f32(1, 1, 2, 1.5)), {"nearest_mode": mode, "coordinate_transformation_mode": rule})
+        for mode in ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+        for rule in ("half_pixel", "asymmetric")
+    ),
+    Case("Resize", IMAGE, (f32(), f32(1, 1, 2, 2)), {"mode": "linear"}, opset=11),
+    Case("Resize", IMAGE, (None, f32(1, 1, 2, 2)), {"mode": "cubic", "cubic_coeff_a": -0.5, "exclude_outside": 1}),
+    Case("Resize", IMAGE, (None, None, ints(9, 4)), {"mode": "linear", "axes": [3, 2]}, opset=18),
+    Case("Resize", IMAGE, (f32(0, 0, 0, 0, 1, 1, 1, 1), f32(1, 1, 2, 2)),
+         {"mode": "linear", "coordinate_transformation_mode": "tf_crop_and_resize"}, covered=False),
+    Case("Resize", IMAGE, (None, f32(1, 1, 0.5, 0.5)), {"mode": "linear", "antialias": 1}, opset=18, covered=False),
+    Case("Resize", IMAGE, (f32(1, 1, 2, 3),), {"mode": "nearest"}, opset=10),
+    Case("Resize", IMAGE, (f32(1, 1, 2, 1.5),), {"mode": "linear"}, opset=10),
+    Case("Resize", IMAGE, (f32(1, 1, 0.5, 0.5),), {"mode": "nearest"}, opset=10, covered=False),
+    Case("Upsample", IMAGE, (), {"scales": [1.0, 1.0, 2.0, 3.0]}, opset=7),
+    Case("Upsample", IMAGE, (f32(1, 1, 2, 2),), {"mode": "linear"}, opset=9),
     # nothing of the table: the walk goes to onnxruntime
     Case("Softplus", IMAGE, covered=False),
     Case("Dropout", IMAGE, outputs=2, covered=False),
-    Case("Split", (2, 6), (ints(2, 4),), {"axis": 1}, outputs=2, covered=False),
-    Case("Gather", IMAGE, (ints(2, 0),), {"axis": 1}, covered=False),
     Case("Shape", IMAGE, covered=False),
 ]  # fmt: skip
 
@@ -221,6 +286,30 @@ def test_operators_of_positive_numbers(op: str) -> None:
     np.testing.assert_allclose(Stepper(model, []).run({"x": x}, never)["y0"], np.sqrt(x), rtol=1e-6)
 
 
+def test_a_choice_between_two_passes_gradients_to_the_one_chosen() -> None:
+    other = numpy_helper.from_array(normal(3, 1), "c")
+    nodes = [helper.make_node("Greater", ["x", "c"], ["t"]), helper.make_node("Where", ["t", "x", "c"], ["y"])]
+    model = modelled(nodes, (2, 3, 4), ["y"], [other])
+    x = torch.from_numpy(normal(2, 3, 4, seed=1)).requires_grad_()
+    y = Stepper(model, []).run({"x": x}, never)["y"]
+    np.testing.assert_array_equal(y.detach(), reference(model, {"x": x.detach().numpy()})[0])
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    np.testing.assert_array_equal(gradient, x.detach().numpy() > normal(3, 1))
+
+
+def test_integers_are_divided_towards_zero() -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["i"], to=TensorProto.INT64),
+        helper.make_node("Div", ["i", "d"], ["q"]),
+        helper.make_node("Cast", ["q"], ["y"], to=TensorProto.FLOAT),
+    ]
+    model = modelled(nodes, (5,), ["y"], [numpy_helper.from_array(ints(2, -2, 3, 3, -3), "d")])
+    feeds = {"x": f32(-7, -7, -7, 8, 8)}
+    found = Stepper(model, []).run(feeds, never)["y"]
+    np.testing.assert_array_equal(found, [-3, 3, -2, 2, -2])
+    np.testing.assert_array_equal(found, reference(model, feeds)[0])
+
+
 def test_the_mean_of_integers_is_onnxruntimes() -> None:
     nodes = [
         helper.make_node("Cast", ["x"], ["i"], to=TensorProto.INT64),
@@ -248,7 +337,7 @@ def test_a_constant_node() -> None:
 
 
 def test_every_operator_of_the_table_is_tested_here() -> None:
-    seen = {case.op for case in CASES if case.covered} | {"Sqrt", "Constant"}
+    seen = {case.op for case in CASES if case.covered} | {"Sqrt", "Constant", "Where"}
     assert seen == set(OPS)
 
 
@@ -256,16 +345,18 @@ def test_every_operator_of_the_table_is_tested_here() -> None:
 def test_gradients_pass(case: Case) -> None:
     stepper = Stepper(built(case), [])
     x = torch.from_numpy(normal(*case.shape, seed=1)).requires_grad_()
-    (y,) = stepper.run({"x": x}, never).values()
+
+    def weighed(given: torch.Tensor) -> torch.Tensor:
+        outputs = stepper.run({"x": given}, never).values()
+        upstream = [torch.from_numpy(normal(*y.shape, seed=4 + n)).reshape(y.shape) for n, y in enumerate(outputs)]
+        return sum((y.double() * u).sum() for y, u in zip(outputs, upstream, strict=True))
+
     direction = torch.from_numpy(normal(*case.shape, seed=3))
-    upstream = torch.from_numpy(normal(*y.shape, seed=4)).reshape(y.shape)
-    (gradient,) = torch.autograd.grad((y * upstream).sum(), x)
+    (gradient,) = torch.autograd.grad(weighed(x), x)
     step = 1e-2
     with torch.no_grad():
-        ahead, behind = (
-            next(iter(stepper.run({"x": (x + s * direction).detach()}, never).values())).double() for s in (step, -step)
-        )
-    slope = float(((ahead - behind) * upstream).sum()) / (2 * step)
+        ahead, behind = (weighed((x + s * direction).detach()) for s in (step, -step))
+    slope = float(ahead - behind) / (2 * step)
     # float32 differences over a step of 1e-2; kinks of piecewise-linear operators lie within a step of some inputs
     scale = float((gradient * direction).abs().sum()) + 1e-3
     assert abs(float((gradient * direction).sum()) - slope) < 0.05 * scale
