@@ -29,6 +29,9 @@ Walk = Generator["Stop", Tensor, dict[str, Tensor]]
 Feeds = Mapping[str, Array | Tensor] | Sequence[Mapping[str, Array | Tensor]]
 
 
+_SMALL_ELEMENTS = 256
+
+
 @dataclass(frozen=True)
 class Epilogue:
     """What happens to a site's output: ``clamp(y + skip, low, high)``.
@@ -211,14 +214,16 @@ class Stepper:
             if result is not None and len(result) >= sum(1 for name in node.output if name):
                 return result
         self.cut.add(node.op_type)
-        names = sorted(set(reads(node)))
+        # small constants go into the model: shapes and the like, which some operators want to see beforehand
+        kept = {n for n in reads(node) if n not in env and self.constants[n].numel() <= _SMALL_ELEMENTS}
+        names = sorted(set(reads(node)) - kept)
         arrays = {name: _array(value(name)) for name in names}
-        session = self._session(index, node, arrays)
+        session = self._session(index, node, arrays, sorted(kept))
         outputs = [name for name in node.output if name]
         found = dict(zip(outputs, session.run(outputs, arrays), strict=True))
         return [_tensor(found[name]) if name else torch.empty(0) for name in node.output]
 
-    def _session(self, index: int, node: NodeProto, arrays: Mapping[str, Array]) -> Any:
+    def _session(self, index: int, node: NodeProto, arrays: Mapping[str, Array], kept: Sequence[str]) -> Any:
         import onnxruntime
 
         if index not in self._sessions:
@@ -227,7 +232,8 @@ class Stepper:
                 for name, a in arrays.items()
             ]
             outputs = [self._types.get(name) or onnx.ValueInfoProto(name=name) for name in node.output if name]
-            graph = helper.make_graph([node], "node", inputs, outputs)
+            stored = [numpy_helper.from_array(self.constants[name].numpy(), name) for name in kept]
+            graph = helper.make_graph([node], "node", inputs, outputs, stored)
             model = helper.make_model(graph, opset_imports=self._opset_imports, ir_version=max(self._ir_version, 4))
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 4

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from passes.onnx_attributes import Attributes
 
 Tensor = torch.Tensor
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
 
 
 def resize(attributes: Attributes, inputs: Sequence[Tensor | None], opset: int) -> list[Tensor] | None:
@@ -36,22 +36,26 @@ def resize(attributes: Attributes, inputs: Sequence[Tensor | None], opset: int) 
     stretched = attributes.get("keep_aspect_ratio_policy", "stretch") == "stretch"
     if x.dtype != torch.float32 or rule not in _COORDINATES or attributes.get("antialias", 0) or not stretched:
         return None
-    if mode == "nearest" and rule == "half_pixel_symmetric":  # its ties hang on the last bit of a longer formula
-        return None
     axes = [a % x.ndim for a in attributes.get("axes", range(x.ndim))]
-    wanted = [0] * len(axes) if sizes is None else sizes.tolist()
-    for position, axis in enumerate(axes):
+    if listed is not None:
+        ratios = [np.float32(s) for s in listed]
+        outs = [int(np.floor(np.float32(x.shape[a]) * s)) for a, s in zip(axes, ratios, strict=True)]
+    else:
+        outs = [x.shape[a] for a in axes] if sizes is None else sizes.tolist()
+        ratios = [np.float32(out) / np.float32(x.shape[a]) for a, out in zip(axes, outs, strict=True)]
+    if outs == [x.shape[a] for a in axes]:  # then onnxruntime copies, whatever the scales are
+        return [x]
+    for axis, scale, out in zip(axes, ratios, outs, strict=True):
         size = x.shape[axis]
-        if listed is not None:
-            scale = np.float32(listed[position])
-            out = int(np.floor(np.float32(size) * scale))
-        else:
-            out = int(wanted[position])
-            scale = np.float32(np.float32(out) / np.float32(size))
-        if scale == 1 and out == size:
+        if scale == 1:
             continue
         at = _COORDINATES[rule](np.arange(out, dtype=np.float32), scale, size, out)
         if mode == "nearest":
+            exact = _COORDINATES[rule](np.arange(out, dtype=np.float64), np.float64(scale), size, out)
+            from_tie = np.abs(exact - (0.5 if nearest.startswith("round") else 0) - np.round(exact))
+            ties = np.minimum(from_tie, np.abs(1 - from_tie)) < 1e-4
+            if np.any(ties & (at != exact)):  # the last bit decides, and formulas differ in it
+                return None
             x = x.index_select(axis, torch.from_numpy(np.clip(_ROUND[nearest](at), 0, size - 1).astype(np.int64)))
             continue
         if mode == "cubic":
