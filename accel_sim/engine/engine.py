@@ -8,13 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from accel_sim.engine.columnar import decode
+from accel_sim.engine.columnar import decode, members
+from accel_sim.engine.counts import Counts, LayerRun, add_counts, layer_runs
 from accel_sim.engine.effects import WORD_BYTES, Effect, Effects
 from accel_sim.engine.errors import refuse
 from accel_sim.engine.hazards import Happenings, check_change, happenings
 from accel_sim.engine.layout import map_shape, pack_map, unpack_map
 from accel_sim.engine.scratchpad import Box, Memory
 from accel_sim.engine.timing import Schedule, schedule
+from accel_sim.engine.trace import Timeline, chrome_trace, timeline
 from accel_sim.program.errors import ProgramError
 from accel_sim.program.isa import Host, HostCall, Program, Queue, Tensor
 from accel_sim.spec import MachineSpec
@@ -29,12 +31,43 @@ _MOST_BYTES = 1 << 28
 @dataclass(frozen=True)
 class Result:
     """``outputs``: the program's output tensors as bytes of the network's shapes, int8 or uint8; with the samples'
-    axis in front where the inputs have one; empty without values.
+    axis in front where the inputs have one; empty without values. ``layers``: what each took, in order; ``counts``,
+    ``energy_pj``, ``macs`` (useful) and ``host_cycles`` (an estimate, no part of ``cycles``) are sums over them.
     """
 
+    program: Program
+    spec: MachineSpec
     outputs: dict[str, NDArray[np.generic]]
     cycles: int
+    layers: tuple[LayerRun, ...]
+    counts: Counts
+    energy_pj: float
+    macs: int
+    host_cycles: float
     schedule: Schedule
+
+    @property
+    def utilization(self) -> float:
+        """Useful multiply-adds over what the array could have done in the time."""
+        return self.macs / (self.cycles * self.spec.peak_macs_per_cycle) if self.cycles else 0.0
+
+    @property
+    def activities(self) -> dict[str, dict[str, int]]:
+        """Cycles by queue and reason (:class:`accel_sim.engine.stalls.Activity`); each queue's sum to ``cycles``."""
+        total: dict[str, dict[str, int]] = {queue.name.lower(): {} for queue in Queue}
+        for layer in self.layers:
+            for queue, reasons in layer.activities.items():
+                for reason, cycles in reasons.items():
+                    total[queue][reason] = total[queue].get(reason, 0) + cycles
+        return total
+
+    def chrome_trace(self) -> str:
+        """See :func:`accel_sim.engine.trace.chrome_trace`."""
+        return chrome_trace(self.program, self.schedule, self.layers, self.spec.clock_mhz)
+
+    def timeline(self, bins: int = 400) -> Timeline:
+        """See :func:`accel_sim.engine.trace.timeline`."""
+        return timeline(self.program, self.schedule, self.layers, bins)
 
 
 def run(
@@ -63,7 +96,7 @@ def run(
         given, samples = _samples(program, inputs)
         if program.calls and host is None and any(isinstance(program.code[at], Host) for at in columns.barriers):
             raise ValueError("the program calls the host: values need a host function")
-        order = happenings(program, times)
+        order = happenings(times)
         memory = program.dram_bytes + 1024 * _scratchpad_kib(spec) + 1024 * spec.scratchpads.accumulator_kib
         together = max(1, min(samples or 1, _MOST_BYTES // max(memory, 1)))
         parts = []
@@ -74,7 +107,19 @@ def run(
         for name in parts[0]:
             joined = np.concatenate([part[name] for part in parts])
             outputs[name] = joined[0] if samples is None else joined
-    return Result(outputs, times.cycles, times)
+    layers = layer_runs(program, spec, times)
+    return Result(
+        program,
+        spec,
+        outputs,
+        times.cycles,
+        layers,
+        add_counts(layer.counts for layer in layers),
+        sum(layer.energy_pj for layer in layers),
+        sum(layer.macs for layer in layers),
+        sum(layer.host_cycles for layer in layers),
+        times,
+    )
 
 
 def _scratchpad_kib(spec: MachineSpec) -> int:
@@ -147,16 +192,8 @@ class _Run:
             if tensor.role == "input":
                 self._put(tensor, pack_map(inputs[tensor.name], tensor.shape, program.columns))
         self._near: dict[int, list[Effect]] = {}
-        self._members = [self._members_of(Queue(at)) for at in range(3)]
+        self._members = [members(times.columns, queue) for queue in Queue]
         self._run()
-
-    def _members_of(self, queue: Queue) -> list[list[int]]:
-        """The instructions of each item of a queue."""
-        columns = self.times.columns
-        at = np.flatnonzero(columns.queue == queue)
-        part = columns.items[queue]
-        ends = np.searchsorted(at, part.last, side="right")
-        return [chunk.tolist() for chunk in np.split(at, ends[:-1])] if len(part) else []
 
     def _run(self) -> None:
         order = self.order

@@ -16,7 +16,7 @@ from accel_sim.engine.effects import Effect
 from accel_sim.engine.errors import HazardError
 from accel_sim.engine.scratchpad import Box
 from accel_sim.engine.timing import Schedule
-from accel_sim.program.isa import Preload, Program, Queue
+from accel_sim.program.isa import Queue
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Happenings:
         return found
 
 
-def happenings(program: Program, times: Schedule) -> Happenings:
+def happenings(times: Schedule) -> Happenings:
     """The order in which a schedule's items take effect, and which overlap."""
     items = times.columns.items
     queue = np.concatenate([np.full(len(part), at) for at, part in enumerate(items)])
@@ -53,8 +53,7 @@ def happenings(program: Program, times: Schedule) -> Happenings:
     begin += np.where((queue != Queue.EXECUTE) & ~local & (cycles > 0), times.latency_cycles, 0)
     end = begin + cycles
     if len(items[Queue.EXECUTE]):
-        first = items[Queue.EXECUTE].first
-        preloads = np.array([isinstance(program.code[at], Preload) for at in first[:-1].tolist()], np.bool_)
+        preloads = times.columns.preloads[items[Queue.EXECUTE].first[:-1]]
         own = begin[queue == Queue.EXECUTE]
         own[1:][preloads] = times.started[Queue.EXECUTE][:-1][preloads]
         begin[queue == Queue.EXECUTE] = own

@@ -37,7 +37,7 @@ class Schedule:
     ``requested``, ``started``, ``ended`` hold one array per queue, one entry per item. A request of the channel is
     asked for at ``requested`` and served from ``started`` on: first the latency, then its data. ``order`` is the place
     of an item among all, in an order that is one of cause and effect. ``barriers``: when each barrier was reached;
-    ``cycles``: the last of them.
+    ``cycles``: the last of them. ``tokens``: when the tokens of each kind were posted, (4, most).
     """
 
     columns: Columns
@@ -47,6 +47,7 @@ class Schedule:
     order: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
     barriers: NDArray[np.int64]
     latency_cycles: int
+    tokens: NDArray[np.int64]
 
     @property
     def cycles(self) -> int:
@@ -219,7 +220,7 @@ def schedule(program: Program, spec: MachineSpec, columns: Columns | None = None
     if stuck >= 0:
         raise _deadlock(columns, stuck, at, tokens)
     requested, started, ended, order = ((times[0][row], times[1][row], times[2][row]) for row in range(4))
-    return Schedule(columns, requested, started, ended, order, barriers, spec.dram.latency_cycles)
+    return Schedule(columns, requested, started, ended, order, barriers, spec.dram.latency_cycles, tokens)
 
 
 def _deadlock(columns: Columns, segment: int, at: NDArray[np.int64], tokens: NDArray[np.int64]) -> DeadlockError:
