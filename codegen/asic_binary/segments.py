@@ -50,7 +50,7 @@ def writes(operation: QOperation) -> tuple[str, ...]:
 def cut(graph: QuantizedGraph) -> Cut:
     """Segments and host parts of ``graph``."""
     # Even stages are the accelerator's, odd ones the host's.
-    stage_of: dict[str, int] = dict.fromkeys(graph.inputs, 0)
+    stage_of: dict[str, int] = dict.fromkeys((*graph.inputs, *graph.constants), 0)
     stages: dict[int, list[QOperation]] = {}
     for operation in graph.operations:
         stage = max((stage_of[name] for name in reads(operation)), default=0)
@@ -71,10 +71,11 @@ def cut(graph: QuantizedGraph) -> Cut:
 def _part(graph: QuantizedGraph, operations: list[QOperation], readers: Counter[str]) -> QuantizedGraph:
     made = [name for operation in operations for name in writes(operation)]
     read = Counter(name for operation in operations for name in reads(operation))
-    inputs = tuple(name for name in read if name not in set(made))
+    inputs = tuple(name for name in read if name not in set(made) and name not in graph.constants)
     # Read elsewhere, or by nobody: then it is an output of the network (which may be read here as well).
     outputs = tuple(name for name in made if name in graph.outputs or readers[name] > read[name])
-    names = {*inputs, *made}
+    constants = {name: value for name, value in graph.constants.items() if name in read}
+    names = {*inputs, *made, *constants}
     return QuantizedGraph(
         tensors={name: tensor for name, tensor in graph.tensors.items() if name in names},
         operations=tuple(operations),
@@ -84,4 +85,5 @@ def _part(graph: QuantizedGraph, operations: list[QOperation], readers: Counter[
         float_outputs=(False,) * len(outputs),
         input_names=inputs,
         output_names=outputs,
+        constants=constants,
     )
