@@ -249,7 +249,7 @@ def gather(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] |
     axis = attributes.get("axis", 0) % x.ndim
     at = indices.reshape(-1).long()
     at = torch.where(at < 0, at + x.shape[axis], at)
-    return [x.index_select(axis, at).reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])]
+    return [x.index_select(axis, at).reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])]
 
 
 def split(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:

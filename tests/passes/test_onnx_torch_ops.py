@@ -156,6 +156,7 @@ CASES = [
     Case("Gather", IMAGE, (ints(2, 0, -3),), {"axis": 1}),
     Case("Gather", IMAGE, (ints(1, 0, 1, -1).reshape(2, 2),), {"axis": -2}, opset=11),
     Case("Gather", IMAGE, (np.array(1, np.int32),), opset=9),
+    Case("Gather", (5,), (np.array(-2, np.int64),)),
     Case("Split", (2, 6), (ints(2, 4),), {"axis": 1}, outputs=2),
     Case("Split", (2, 6), (ints(1, 0, 5),), {"axis": -1}, outputs=3),
     Case("Split", (2, 6), (), {"axis": 1}, outputs=3),
