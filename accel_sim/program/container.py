@@ -22,9 +22,8 @@ import numpy as np
 from accel_sim.program.errors import ProgramError
 from accel_sim.program.isa import HostCall, Marker, Program, Tensor
 from accel_sim.program.machine_hash import spec_hash
+from accel_sim.program.record_layouts import CODE, DESCRIPTORS
 from accel_sim.program.records import (
-    CODE,
-    DESCRIPTORS,
     code_to_table,
     descriptor_table,
     scale_table,
@@ -114,8 +113,16 @@ def decode(data: bytes | bytearray | memoryview, spec: MachineSpec | None = None
 
 
 def read_program(path: str | Path, spec: MachineSpec | None = None) -> Program:
-    """Reads ``program.bin`` as :func:`decode` does. Raises :class:`ProgramError`; OSError if there is no such file."""
-    return decode(Path(path).read_bytes(), spec)
+    """Reads ``program.bin`` as :func:`decode` does; with ``spec``, also checks that the program can run on it.
+
+    Raises :class:`ProgramError`; OSError where the file cannot be read.
+    """
+    program = decode(Path(path).read_bytes(), spec)
+    if spec is not None:
+        from accel_sim.program.check import check_program  # brings numba, which reading alone does not need
+
+        check_program(program, spec)
+    return program
 
 
 def write_program(program: Program, path: str | Path) -> None:

@@ -14,7 +14,8 @@ from accel_sim.program.container import MAGIC, decode, encode, read_program, wri
 from accel_sim.program.errors import ProgramError
 from accel_sim.program.isa import Halt, Load, Loops, Matmul, Program, Space, Store, Token
 from accel_sim.program.machine_hash import machine_text, spec_hash
-from accel_sim.program.records import INSTRUCTIONS, Opcode, code_table
+from accel_sim.program.record_layouts import INSTRUCTIONS, Opcode
+from accel_sim.program.records import code_table
 from accel_sim.spec_file import load_spec, presets
 from tests.accel_sim.program.sample_programs import EMPTY, SAMPLES, SPEC, one_tile, two_layers
 
