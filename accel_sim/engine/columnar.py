@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from accel_sim.engine.dma import contiguous_runs
+from accel_sim.engine.dma import RUN, moved_bytes
 from accel_sim.engine.errors import refuse
 from accel_sim.engine.items import BARRIER, MAY_POST, MAY_WAIT, Items, check_balance, items_of
 from accel_sim.pricing.array import (
@@ -51,6 +51,9 @@ COUNTERS = (
     "accumulator_write_bytes",
 )
 """What is counted, the columns of :attr:`Columns.counters`: see docs/engine.md."""
+_MOST_BYTES = 1 << 40
+"""More than any transfer moves; so that no sum of them is beyond an int64."""
+
 MACS, OPERATIONS, DRAM_READ, DRAM_WRITE, PAD_READ, PAD_WRITE, SUM_READ, SUM_WRITE = range(8)
 
 
@@ -114,18 +117,19 @@ class _Decoder:
         self.counters = np.zeros((count, len(COUNTERS)), np.int64)
         self.transfers: list[tuple[int, ...]] = []
         self.transfer_at: list[int] = []
+        self.addresses: list[int] = []
         self.gemms: dict[tuple[int, int, int, int], tuple[int, ...]] = {}
         self.open_preload = -1
 
     def load(self, index: int, load: Load) -> None:
         loops = load.loops
         self.queue[index] = Queue.LOAD
-        self.transfers.append((loops.run, *loops.counts, *loops.dram_strides))
+        self.transfers.append((load.dram_address, loops.run, *loops.counts, *loops.dram_strides))
         self.transfer_at.append(index)
+        self.addresses.append(load.dram_address)
         self.rows[index] = (load.wait, load.post, load.chained, 0)
-        if load.space == Space.ACCUMULATOR:  # a residual: widened on its way, as the price list has it
-            elements = loops.run * prod(loops.counts)
-            self.counters[index, SUM_WRITE] = elements * self.spec.datatypes.accumulator_bytes
+        if load.space == Space.ACCUMULATOR:
+            self.counters[index, SUM_WRITE] = loops.run * prod(loops.counts) * self.spec.datatypes.data_bytes
         else:
             self.counters[index, PAD_WRITE] = -1  # all that moves
 
@@ -142,11 +146,12 @@ class _Decoder:
             self.cycles[index] = elements // store.lanes
             self.counters[index, PAD_WRITE] = elements * self.spec.datatypes.data_bytes
         else:
-            self.transfers.append((loops.run, *loops.counts, *loops.dram_strides))
+            self.transfers.append((store.address, loops.run, *loops.counts, *loops.dram_strides))
             self.transfer_at.append(index)
+            self.addresses.append(store.address)
         width = self.spec.datatypes.accumulator_bytes if store.output >= 0 else 1
-        operands = 1 if store.residual_address < 0 else 2
-        self.counters[index, SUM_READ] = elements * width * operands
+        residual = 0 if store.residual_address < 0 else self.spec.datatypes.data_bytes
+        self.counters[index, SUM_READ] = elements * (width + residual)
 
     def matmul(self, index: int, matmul: Matmul) -> None:
         self.queue[index] = Queue.EXECUTE
@@ -226,16 +231,7 @@ class _Decoder:
             wrong = np.flatnonzero(rows[:, at] & ~np.array(masks, np.int64)[queue])
             if len(wrong):
                 raise refuse(int(wrong[0]), f"its queue never {verb} {Token(int(rows[wrong[0], at]))!r}")
-        payload, moved = np.zeros(len(queue), np.int64), np.zeros(len(queue), np.int64)
-        if self.transfers:
-            shapes = np.array(self.transfers, np.int64)
-            negative = np.flatnonzero((shapes[:, :4] < 0).any(axis=1))
-            if len(negative):
-                raise refuse(self.transfer_at[int(negative[0])], "a transfer counts less than nothing")
-            length, runs = contiguous_runs(shapes)
-            burst = int(self.machine["burst"])
-            payload[self.transfer_at] = length * runs
-            moved[self.transfer_at] = -(-length // burst) * burst * runs
+        payload, moved = self._channel_bytes()
         self.counters[queue == Queue.LOAD, DRAM_READ] = moved[queue == Queue.LOAD]
         self.counters[queue == Queue.STORE, DRAM_WRITE] = moved[queue == Queue.STORE]
         into_pad = self.counters[:, PAD_WRITE] < 0
@@ -250,6 +246,22 @@ class _Decoder:
         items: tuple[Items, Items, Items] = (load, execute, store)
         check_balance(items, segment, barriers)
         return Columns(queue, segment, self.cycles, payload, moved, self.preloads, self.counters, barriers, items)
+
+    def _channel_bytes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Bytes of each instruction that cross the channel, and those that move for them."""
+        payload, moved = np.zeros(len(self.queue), np.int64), np.zeros(len(self.queue), np.int64)
+        if self.transfers:
+            transfers, at = np.array(self.transfers, np.int64), np.array(self.transfer_at)
+            counts = transfers[:, RUN : RUN + 4]
+            wrong = np.flatnonzero((counts < 0).any(axis=1) | (counts.astype(np.float64).prod(axis=1) > _MOST_BYTES))
+            if len(wrong):
+                raise refuse(int(at[wrong[0]]), f"a transfer of {counts[wrong[0]].tolist()} bytes")
+            payload[at] = counts.prod(axis=1)
+            for queue in (Queue.LOAD, Queue.STORE):
+                own = self.queue[at] == queue
+                chained = self.rows[at[own], 2]
+                moved[at[own]] = moved_bytes(transfers[own], chained, int(self.machine["burst"]))
+        return payload, moved
 
 
 def members(columns: Columns, queue: Queue) -> list[list[int]]:
