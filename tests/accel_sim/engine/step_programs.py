@@ -95,17 +95,17 @@ def steps_code(
     return code
 
 
-def random_code(seed: int, length: int, most_cycles: int = 9) -> list[Instruction]:
+def random_code(seed: int, length: int, most_cycles: int = 9, least_work_cycles: int = 0) -> list[Instruction]:
     """Instructions of all queues with any tokens that do not deadlock, a barrier now and then, and a Halt."""
     rng = random.Random(seed)
     code: list[Instruction] = [Sync(0)]
     while len(code) < length:
-        code += _segment(rng, rng.randint(1, length), most_cycles)
+        code += _segment(rng, rng.randint(1, length), most_cycles, least_work_cycles)
         code.append(Sync(rng.randint(0, 2)))
     return [*code, Halt()]
 
 
-def _segment(rng: random.Random, length: int, most_cycles: int) -> list[Instruction]:
+def _segment(rng: random.Random, length: int, most_cycles: int, least_work_cycles: int) -> list[Instruction]:
     kinds = (Token.LOADED, Token.FREED, Token.COMPUTED, Token.STORED)
     posted, waited = dict.fromkeys(kinds, 0), dict.fromkeys(kinds, 0)
     plan: list[tuple[int, Token, Token, int, int]] = []
@@ -132,7 +132,7 @@ def _segment(rng: random.Random, length: int, most_cycles: int) -> list[Instruct
                 if used[kind] > waited[kind]:
                     post &= ~kind
         if queue == 1:
-            code.append(compute(cycles, wait, post))
+            code.append(compute(max(cycles, least_work_cycles), wait, post))
             continue
         local = queue == 2 and rng.random() < 0.3
         for part in range(parts):
