@@ -65,10 +65,11 @@ _MOST_STEPS = 1 << 20
 
 
 @compiled
-def common_byte(a: Ints, b: Ints) -> int:
+def common_byte(a: Ints, b: Ints, work: Ints) -> int:
     """A byte that two accesses to one memory have in common; -1 if there is none, or :data:`UNDECIDED`.
 
-    Exact, not of the bounds alone: takes the runs of the one that has fewer, and looks for each in the other.
+    Exact, not of the bounds alone: takes the runs of the one that has fewer, and looks for each in the other. Adds the
+    steps that it took to ``work[0]``.
     """
     if a[HIGH] <= b[LOW] or b[HIGH] <= a[LOW]:
         return -1
@@ -85,21 +86,21 @@ def common_byte(a: Ints, b: Ints) -> int:
     if stride < 0:
         start += stride * (last - 1)
         stride = -stride
-    steps = 0
+    most = work[0] + _MOST_STEPS
     for i in range(a[COUNT]):
         for j in range(a[COUNT + 1]):
             for k in range(a[COUNT + 2]):
                 low = a[BASE] + i * a[STRIDE] + j * a[STRIDE + 1] + k * a[STRIDE + 2]
                 high = low + a[RUN]
-                steps += 1
+                work[0] += 1
+                if work[0] > most:
+                    return UNDECIDED
                 if high <= b[LOW] or low >= b[HIGH]:
-                    if steps > _MOST_STEPS:
-                        return UNDECIDED
                     continue
                 for m in range(first):
                     for n in range(second):
-                        steps += 1
-                        if steps > _MOST_STEPS:
+                        work[0] += 1
+                        if work[0] > most:
                             return UNDECIDED
                         begin = start + m * b[STRIDE + outer] + n * b[STRIDE + inner]
                         # The first run of b that ends behind low; it is common if it begins before high.

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from accel_sim.program.accesses import ACCUMULATOR, DRAM, HIGH, INDEX, LOW, SCRATCHPAD, Accesses, common_byte
+from accel_sim.program.accesses import ACCUMULATOR, DRAM, HIGH, INDEX, LOW, MEMORY, SCRATCHPAD, WIDTH, Accesses
 from accel_sim.program.code_order import Code, Flags, Ints, check_table_index, refuse
-from accel_sim.program.errors import ProgramError
 from accel_sim.program.isa import Program, Space, VectorFunction
 from accel_sim.program.matmul_operands import check_matmuls
 from accel_sim.program.memories import Memories, at_least, loop_columns, product, window_columns
@@ -90,23 +89,18 @@ def _check_stores(program: Program, spec: MachineSpec, code: Code, memories: Mem
     for memory, of in ((SCRATCHPAD, fields["to_scratchpad"] == 1), (DRAM, fields["to_scratchpad"] == 0)):
         args = (fields["address"][of], run[of], counts[of], dram_strides[of])
         memories.add("target", at[of], memory, True, *args)
-    if program.constants and len(at):
-        _check_constants(program, memories.accesses.parts[-1])
+    _check_constants(program, memories.accesses.parts[-1] if len(at) else np.zeros((0, WIDTH), np.int64))
 
 
-def _check_constants(program: Program, stores: Ints) -> None:
-    """No store changes the constants; ``stores`` are accesses to DRAM."""
-    constants = Accesses()
+def _check_constants(program: Program, targets: Ints) -> None:
+    """No store reaches over the constants; ``targets`` are the accesses of the last kind of stores."""
     begin, end = program.constants_address, program.constants_address + len(program.constants)
-    constants.add(np.zeros(1, np.int64), DRAM, True, np.array([begin]), np.array([len(program.constants)]))
-    near = stores[(stores[:, LOW] < end) & (stores[:, HIGH] > begin)]
-    for access in near:
-        byte = common_byte(access, constants.parts[0][0])
-        if byte >= 0:
-            raise ProgramError(
-                f"stores into byte {byte} of the DRAM, where the constants are, {begin} to {end}",
-                *("code", int(access[INDEX])),
-            )
+    low, high = targets[:, LOW], targets[:, HIGH]
+    refuse(
+        (targets[:, MEMORY] == DRAM) & (low < end) & (high > begin) & (begin < end),
+        targets[:, INDEX],
+        lambda place: f"target: bytes {low[place]} to {high[place]} of the DRAM; the constants are {begin} to {end}",
+    )
 
 
 def _check_ways_out(

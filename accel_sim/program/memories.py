@@ -55,7 +55,7 @@ class Memories:
         high = base.astype(np.float64) + np.maximum(reach, 0).sum(axis=1) + run
         part = "" if limits in (None, self.whole) else " for this"
         refuse(
-            (low < low_limit) | (high > high_limit) | (np.abs(strides) > _FAR).any(axis=1),
+            (low < low_limit) | (high > high_limit),
             at,
             lambda place: (
                 f"{what}: bytes {low[place]:.0f} to {high[place]:.0f} of the {MEMORY_NAMES[memory]}; expected "
