@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_limits
 from codegen.checkpoint import RunKey, file_sha256
 from codegen.config import LowerConfig
 from codegen.dataset import Dataset, load, random_inputs
+from codegen.emission import EmissionRequest
 from codegen.events import Events, RecordingEvents
 from codegen.memory import Memory
 from codegen.result import InspectRow, LowerResult
@@ -90,7 +91,12 @@ def lower(config: LowerConfig, events: Events) -> LowerResult:
         with run.stage("verify"):
             paths = rewritten.save(workspace.staging / "model.onnx")
             check = verify_written(paths[0], rewritten, search.samples(4), walked=search.stepper is not None)
-        emitted = target.emit(paths[0], workspace.staging, rewritten.input_shapes, search.samples(4), run)
+        emitted = target.emit(
+            EmissionRequest(
+                paths[0], workspace.staging, config.model, rewritten.input_shapes, search.samples(4), search.data,
+                search.calibrated, evaluation, config.seed, run,
+            )
+        )  # fmt: skip
         accuracy: tuple[float | None, float | None] = (None, None)
         if evaluation is not None and evaluation.labels is not None:
             with run.stage("evaluate"):
@@ -220,7 +226,7 @@ class _Search:
         correction = self.correction if self.calibrated else None
         if self.config.plan is not None:
             attempt = self._replayed(self.config.plan)
-        elif self.budgets:
+        elif self.budgets or not self.space.sites:
             attempt, self.trace = best_within_budgets(
                 self.space,
                 solver,
@@ -244,7 +250,7 @@ class _Search:
                 self.space, solver, config.max_error, self.stepper, feeds, correction, self.effort, self.run_events
             )
             return attempt
-        return carry_out(attempt, self.space, self.stepper, feeds, correction, self.run_events)
+        return carry_out([attempt], self.space, self.stepper, feeds, correction, self.run_events)[0]
 
     def _out_of_time(self) -> bool:
         budget = self.config.time_budget_s

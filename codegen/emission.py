@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.dataset import random_inputs
+from codegen.dataset import Dataset, random_inputs
 from codegen.events import Events
 from codegen.report.build import BinaryCheck
 from codegen.tvm_build import Binary, NoBinary, build
 from codegen.tvm_check import check_binary
+from passes.core.cost import Cost
 from passes.errors import VerificationError
 from passes.graph import TensorSpec
 
@@ -32,47 +33,68 @@ MAX_ABS = 1e-5
 """For outputs that are almost 0, of which a relative error says nothing."""
 
 
+@dataclass(frozen=True, eq=False)
+class EmissionRequest:
+    """What an emitter is asked for.
+
+    ``model``: the rewritten network in the output folder ``folder``, where everything goes; ``original``: the user's.
+    ``shapes``: a concrete shape per input, used where symbolic dimensions cannot be kept. ``samples``: single
+    inferences to check with. ``calibration``: data as the network meets it, random inputs unless ``calibrated``;
+    ``evaluation``: data with labels, if there are any.
+    """
+
+    model: Path
+    folder: Path
+    original: Path
+    shapes: Mapping[str, tuple[int, ...]]
+    samples: Sequence[Feeds]
+    calibration: Dataset
+    calibrated: bool
+    evaluation: Dataset | None
+    seed: int
+    events: Events
+
+
 @dataclass(frozen=True)
 class Emission:
-    """What an emitter made. ``artifacts``: kind -> file name in the output folder, None where it could not be made."""
+    """What an emitter made.
+
+    ``artifacts``: kind -> file name in the output folder, None where it could not be made. ``cost``: what the emitted
+    files cost on the target, where that is known from themselves and not from the price list.
+    """
 
     artifacts: dict[str, str | None] = field(default_factory=dict)
     check: BinaryCheck | None = None
+    cost: Cost | None = None
 
 
-def emit_host_library(
-    model: Path,
-    folder: Path,
-    shapes: Mapping[str, tuple[int, ...]],
-    samples: Sequence[Feeds],
-    events: Events,
-) -> Emission:
-    """Compiles ``model`` to ``folder/model.so``, runs it in a fresh process and compares it with onnxruntime.
+def emit_host_library(request: EmissionRequest, library: str = LIBRARY) -> Emission:
+    """Compiles the model to ``library`` for the host, runs it in a fresh process and compares it with onnxruntime.
 
-    ``shapes`` holds a concrete shape per input, used where TVM cannot keep symbolic dimensions; ``samples`` are single
-    inferences. A library that cannot be built or loaded, or does not compute what onnxruntime does, is not left
-    behind: a warning says why, and model.onnx stands without it.
+    A library that cannot be built or loaded, or does not compute what onnxruntime does, is not left behind: a warning
+    says why, and model.onnx stands without it.
     """
+    events = request.events
     with events.stage("compile"):
-        binary = build(model, folder / LIBRARY, shapes)
+        binary = build(request.model, request.folder / library, request.shapes)
     if isinstance(binary, NoBinary):
-        events.warning(f"no {LIBRARY}: {binary.reason}")
+        events.warning(f"no {library}: {binary.reason}")
         return Emission({"binary": None})
     with events.stage("check the binary"):
         limit = COARSE_RELATIVE_L2 if binary.coarse else RELATIVE_L2
         try:
-            feeds = _fitting(binary, samples)
-            found = check_binary(binary, model, feeds)
+            feeds = _fitting(binary, request.samples)
+            found = check_binary(binary, request.model, feeds)
             if not found.within(limit, MAX_ABS):
                 raise VerificationError(
-                    f"{LIBRARY} differs from model.onnx in onnxruntime by {found.relative_l2:.2g} (relative L2)"
+                    f"{library} differs from model.onnx in onnxruntime by {found.relative_l2:.2g} (relative L2)"
                 )
         except VerificationError as error:
             binary.library.unlink(missing_ok=True)
-            events.warning(f"no {LIBRARY}: {error}")
+            events.warning(f"no {library}: {error}")
             return Emission({"binary": None})
     check = BinaryCheck(found.relative_l2, found.max_abs, found.samples, dict(binary.bound))
-    return Emission({"binary": LIBRARY}, check)
+    return Emission({"binary": library}, check)
 
 
 def _fitting(binary: Binary, samples: Sequence[Feeds]) -> list[Feeds]:
@@ -83,6 +105,6 @@ def _fitting(binary: Binary, samples: Sequence[Feeds]) -> list[Feeds]:
     if fitting:
         return fitting
     if not samples:
-        raise VerificationError(f"{LIBRARY} has no sample to be checked on")
+        raise VerificationError(f"{binary.library.name} has no sample to be checked on")
     specs = [TensorSpec(n, np.asarray(samples[0][n]).dtype.name, binary.bound[n]) for n in binary.inputs]
     return list(random_inputs(specs, {}, 1, seed=0).batches(1))

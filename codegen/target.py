@@ -9,25 +9,17 @@ targets through entry points:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
-from numpy.typing import NDArray
-
 from accel_sim.spec_file import presets
-from codegen.emission import Emission
-from codegen.events import Events
+from codegen.emission import Emission, EmissionRequest
 from passes.core.cost import LatencyModel
 from passes.errors import UsageError
 from passes.registry import Registry
 
-Emitter = Callable[
-    [Path, Path, Mapping[str, tuple[int, ...]], Sequence[Mapping[str, NDArray[Any]]], Events],
-    Emission,
-]
-"""(model.onnx, output folder, concrete input shapes, samples to check with, events) -> what was made."""
+Emitter = Callable[[EmissionRequest], Emission]
 
 
 @dataclass(frozen=True, eq=False)

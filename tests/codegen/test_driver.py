@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import pytest
 
 from codegen import driver
 from codegen.config import LowerConfig
-from codegen.emission import Emission
+from codegen.emission import Emission, EmissionRequest
 from codegen.events import Events, Progress, QuietEvents, RecordingEvents
 from codegen.result import LowerResult
 from codegen.target import Target, parse_target
@@ -25,9 +25,7 @@ from passes.errors import InputError, UsageError
 DIGITS = Path(__file__).parents[2] / "examples" / "digits.onnx"
 
 
-def _no_binary(
-    model: Path, folder: Path, shapes: Mapping[str, Any], samples: Sequence[Mapping[str, Any]], events: Events
-) -> Emission:
+def _no_binary(request: EmissionRequest) -> Emission:
     return Emission({"binary": None})
 
 

@@ -6,11 +6,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import codegen.emission
-from codegen.emission import Emission, emit_host_library
+from codegen.dataset import random_inputs
+from codegen.emission import Emission, EmissionRequest, emit_host_library
 from codegen.events import RecordingEvents
 from codegen.tvm_build import Binary, NoBinary
 from codegen.tvm_check import Difference
 from passes.errors import VerificationError
+from passes.graph import TensorSpec
 
 
 def linear_model(path: Path, *, half: bool = False) -> Path:
@@ -34,8 +36,10 @@ def samples(*batches: int, dtype: type = np.float32) -> list[dict[str, np.ndarra
     return [{"x": rng.standard_normal((batch, 12)).astype(dtype)} for batch in batches]
 
 
-def emit(folder: Path, events: RecordingEvents, given: list[dict[str, np.ndarray]]) -> Emission:
-    return emit_host_library(linear_model(folder / "model.onnx"), folder, {"x": (1, 12)}, given, events)
+def emit(folder: Path, events: RecordingEvents, given: list[dict[str, np.ndarray]], *, half: bool = False) -> Emission:
+    model = linear_model(folder / "model.onnx", half=half)
+    data = random_inputs([TensorSpec("x", "float32", (1, 12))], {}, 1, seed=0)
+    return emit_host_library(EmissionRequest(model, folder, model, {"x": (1, 12)}, given, data, False, None, 0, events))
 
 
 def test_a_library_is_emitted_with_its_check(tmp_path: Path) -> None:
@@ -49,8 +53,7 @@ def test_a_library_is_emitted_with_its_check(tmp_path: Path) -> None:
 
 
 def test_half_precision_is_held_to_a_wider_limit(tmp_path: Path) -> None:
-    model = linear_model(tmp_path / "model.onnx", half=True)
-    made = emit_host_library(model, tmp_path, {"x": (1, 12)}, samples(2, dtype=np.float16), RecordingEvents())
+    made = emit(tmp_path, RecordingEvents(), samples(2, dtype=np.float16), half=True)
     assert made.check is not None and made.check.relative_l2 < codegen.emission.COARSE_RELATIVE_L2
 
 
