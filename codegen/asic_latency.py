@@ -5,7 +5,7 @@ Prices are for the machine's own data width (int8 for the presets), whatever typ
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from math import prod
@@ -37,7 +37,7 @@ class LayerRow:
     ``unit``: array, vector, host, "on the way out" (applied while a result leaves the array) or free. ``bound`` says
     what the time of an operator on the array or the vector unit goes to: "compute", "dram", or "fill" where neither
     is busy for 80 % of the time. ``on_chip``: its input, output, or both never leave the chip. ``residual``: the
-    addition that it carries out, or an empty string.
+    addition that it carries out, or an empty string. ``chunks``: into how many pieces the vector unit's work is cut.
     """
 
     name: str
@@ -51,10 +51,29 @@ class LayerRow:
     bound: str = ""
     on_chip: str = ""
     residual: str = ""
+    chunks: int = 0
 
     @property
     def dram_bytes(self) -> int:
         return self.cost.dram_bytes
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkPlan:
+    """How a network runs, decided by its prices: what the report shows and what the compiler carries out.
+
+    All by the operators' places. ``roles``: see :class:`Role`; an addition that the vector unit makes after all is
+    VECTOR. ``chains``: stages that follow each other directly. ``stages``: the price of each stage, with its tiling and
+    the maps that stay on chip. ``sums``: by stage, the addition that it carries out on the way out. ``rows``: one per
+    operator.
+    """
+
+    roles: tuple[Role, ...]
+    chains: tuple[tuple[int, ...], ...]
+    stages: dict[int, LayerPrice]
+    sums: dict[int, int]
+    rows: tuple[LayerRow, ...]
+    chain_prices: tuple[ChainPrice, ...]
 
 
 class AsicLatency:
@@ -107,7 +126,11 @@ class AsicLatency:
 
     def layers(self, ops: Sequence[OpWork]) -> list[LayerRow]:
         """One row per operator, in the order of ``ops``."""
-        plan = schedule(ops, self.spec.array.residual_on_drain)
+        return list(self.plan(ops).rows)
+
+    def plan(self, ops: Sequence[OpWork], on_host: Collection[int] = (), vector_epilogues: bool = True) -> NetworkPlan:
+        """The best way to run ``ops``; ``on_host`` and ``vector_epilogues`` as in :func:`schedule`."""
+        plan = schedule(ops, self.spec.array.residual_on_drain, on_host, vector_epilogues)
         works = [tuple(stage for i in chain if (stage := ops[i].stage) is not None) for chain in plan.chains]
         adds = [plan.sums.get(chain[-1]) for chain in plan.chains]
         apart: dict[int, LayerRow] = {}
@@ -117,17 +140,21 @@ class AsicLatency:
             on_array |= dict(zip(chain, price.stages, strict=True))
             if add is not None and row is not None:
                 apart[add] = row
-        rows = []
+        rows, roles, sums = [], list(plan.roles), {}
         for i, (op, role) in enumerate(zip(ops, plan.roles, strict=True)):
             if i in on_array:
-                residual = ops[plan.sums[i]].name if on_array[i].layer.residual else ""
+                if on_array[i].layer.residual:
+                    sums[i] = plan.sums[i]
+                residual = ops[sums[i]].name if i in sums else ""
                 row = replace(self._array_row(op, on_array[i]), residual=residual)
             elif i in apart:
                 row = apart[i]
+                roles[i] = Role.VECTOR
             else:
                 row = self._other_row(op, role)
             rows.append(row)
-        return rows
+        prices = tuple(price for price, _ in found)
+        return NetworkPlan(tuple(roles), plan.chains, on_array, sums, tuple(rows), prices)
 
     def floor(self, ops: Sequence[OpWork], options: Mapping[str, Sequence[tuple[StageWork, ...]]]) -> Cost:
         """What no plan gets below, in latency, energy and DRAM bytes, each alone.
@@ -213,34 +240,13 @@ class AsicLatency:
     def _layer(self, work: StageWork) -> Layer:
         if work not in self._layers:
             g = work.geometry
+            channels = work.in_channels, work.out_channels
+            walk = g.kernel, g.strides, g.dilations, g.pads, g.groups, work.batch, work.bias
             try:
                 if g.transposed:
-                    layer = transposed_conv_layer(
-                        work.in_channels,
-                        work.out_channels,
-                        work.spatial,
-                        work.output_spatial,
-                        g.kernel,
-                        g.strides,
-                        g.dilations,
-                        g.pads,
-                        g.groups,
-                        work.batch,
-                        work.bias,
-                    )
+                    layer = transposed_conv_layer(*channels, work.spatial, work.output_spatial, *walk)
                 else:
-                    layer = conv_layer(
-                        work.in_channels,
-                        work.out_channels,
-                        work.spatial,
-                        g.kernel,
-                        g.strides,
-                        g.dilations,
-                        g.pads,
-                        g.groups,
-                        work.batch,
-                        work.bias,
-                    )
+                    layer = conv_layer(*channels, work.spatial, *walk)
             except ValueError as error:
                 raise UnsupportedError(f"{self.spec.name} cannot run {work}: {error}") from error
             self._layers[work] = layer
@@ -286,11 +292,13 @@ class AsicLatency:
         operations = vector_operations(op)
         assert operations is not None, op.op
         width = self.spec.datatypes.data_bytes
-        constants = op.weight_params * width
+        read = op.input_shapes
+        # Two operands that are streamed side by side; all others lie, or are taken as lying, in one piece.
+        second = elements(read[1:]) if len(read) == 2 and read[0] == read[1] else 0
+        first = elements(read) - second + op.weight_params
+        work = first * width, second * width, elements(op.output_shapes) * width, operations
         try:
-            price = self._prices.vectors(
-                [(elements(op.input_shapes) * width + constants, elements(op.output_shapes) * width, operations)]
-            )[0]
+            price = self._prices.vectors([work])[0]
         except NoTilingError as error:
             raise UnsupportedError(f"{op.name}: {error}") from error
         cost = Cost(
@@ -306,6 +314,7 @@ class AsicLatency:
             utilisation=compute / max(price.cycles, 1),
             tiling=f"{price.chunks} chunks",
             bound=_bound(price.cycles, compute, transfers),
+            chunks=price.chunks,
         )
 
     def _host_row(self, op: OpWork) -> LayerRow:

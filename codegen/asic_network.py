@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -44,7 +44,9 @@ class Schedule:
     sums: dict[int, int]
 
 
-def schedule(ops: Sequence[OpWork], residual_on_drain: bool) -> Schedule:
+def schedule(
+    ops: Sequence[OpWork], residual_on_drain: bool, on_host: Collection[int] = (), vector_epilogues: bool = True
+) -> Schedule:
     """Finds chains, what is applied on the way out, and a unit for everything else.
 
     Two stages form a chain if the second is the only reader of what the first gives, in the same shape, and nothing
@@ -56,6 +58,9 @@ def schedule(ops: Sequence[OpWork], residual_on_drain: bool) -> Schedule:
     BatchNormalization applied, and another map of the same shape, if the sum alone reads that result: the later stage
     takes the other map, as a residual, if both are such results. The other map can always be had before the stage
     runs, whatever the order of ``ops``: all that depends on the stage goes through the sum.
+
+    ``on_host``: operators that the host runs, whatever they are. ``vector_epilogues`` False: nothing is applied to a
+    result of the vector unit.
     """
     readers = Counter(name for op in ops for name in set(op.inputs))
     # The operator that each tensor comes from, if nothing but fused and transparent ones followed, and whether a chain
@@ -69,7 +74,8 @@ def schedule(ops: Sequence[OpWork], residual_on_drain: bool) -> Schedule:
     for i, op in enumerate(ops):
         alone = [name for name in op.inputs if name in source and readers[name] == 1]
         before = source[alone[0]] if len(alone) == 1 and len(op.input_shapes) <= 1 else None
-        role = _role(op, before is not None)
+        follows_stage = before is not None and (vector_epilogues or roles[before] is not Role.VECTOR)
+        role = Role.HOST if i in on_host else _role(op, follows_stage)
         stage = _sum_stage(ops, op, alone, source, summable) if residual_on_drain and role is Role.VECTOR else None
         if stage is not None:
             role = Role.EPILOGUE

@@ -113,7 +113,9 @@ def fits(
     if layer.input_on_chip:
         inputs = 0
     elif not price.hold_input:
-        inputs = max_inputs * (lanes.first + lanes.second if in_flight == channel_tiles == 2 else in_flight * lanes.most)
+        inputs = max_inputs * (
+            lanes.first + lanes.second if in_flight == channel_tiles == 2 else in_flight * lanes.most
+        )
     elif price.order == POSITIONS_FIRST:
         inputs = min(buffers, position_count * groups) * max_inputs * lanes.held
     else:

@@ -93,7 +93,7 @@ class PriceList:
         self.spec = spec
         self.machine = machine_record(spec)
         self._layers: dict[tuple[int, ...], Any] = {}
-        self._vectors: dict[tuple[int, int, int], VectorPrice] = {}
+        self._vectors: dict[tuple[int, int, int, int], VectorPrice] = {}
 
     def layers(self, layers: Sequence[Layer]) -> list[LayerPrice]:
         """Each layer on its own, its maps in DRAM. Raises :class:`NoTilingError`."""
@@ -131,8 +131,11 @@ class PriceList:
             found.append(joined)
         return found
 
-    def vectors(self, works: Sequence[tuple[int, int, int]]) -> list[VectorPrice]:
-        """Operations given as (bytes read, bytes written, elementary operations). Raises :class:`NoTilingError`."""
+    def vectors(self, works: Sequence[tuple[int, int, int, int]]) -> list[VectorPrice]:
+        """Operations given as (bytes read of a first and of a second operand, bytes written, elementary operations).
+
+        Raises :class:`NoTilingError`.
+        """
         new = [work for work in dict.fromkeys(works) if work not in self._vectors]
         if new:
             for work, (cycles, dram_bytes, chunks) in zip(
@@ -140,7 +143,7 @@ class PriceList:
             ):
                 if cycles < 0:
                     raise NoTilingError(
-                        f"a vector operation on {work[0]} bytes fits the memories of {self.spec.name} in no cut"
+                        f"a vector operation on {work[0] + work[1]} bytes fits the memories of {self.spec.name} in no cut"
                     )
                 self._vectors[work] = VectorPrice(cycles, dram_bytes, chunks)
         return [self._vectors[work] for work in works]

@@ -249,9 +249,7 @@ def output_aligned(layer: Any, columns: int, pack: int) -> bool:
 
 
 @compiled
-def split_blocks(
-    first: int, filters: int, total: int, elements: int, segments: int, machine: Any
-) -> tuple[int, int]:
+def split_blocks(first: int, filters: int, total: int, elements: int, segments: int, machine: Any) -> tuple[int, int]:
     """(parts, bytes moved) of ``filters`` channels from ``first`` on, of a map of ``total`` channels.
 
     A part is what a block of the tile and a block of the map have in common. A part that is a whole block of the map

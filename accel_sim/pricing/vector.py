@@ -21,23 +21,26 @@ def _share(total: int, chunks: int, i: int) -> int:
 
 
 @compiled
-def _best_chunks(input_bytes: int, output_bytes: int, operations: int, machine: Any) -> tuple[int, int, int]:
+def _best_chunks(
+    first_bytes: int, second_bytes: int, output_bytes: int, operations: int, machine: Any
+) -> tuple[int, int, int]:
     """(cycles, DRAM bytes, chunks) of the best equal cut that fits the memories; cycles -1 where none does."""
     best_cycles, best_bytes, best_chunks = -1, 0, 0
     chunks = 1
     # Pieces of less than a burst are worth trying only where nothing larger finds room.
     while chunks <= _MOST_CHUNKS and (
-        best_cycles < 0 or max(input_bytes, output_bytes) > machine.burst * (chunks // 2)
+        best_cycles < 0 or max(first_bytes + second_bytes, output_bytes) > machine.burst * (chunks // 2)
     ):
         held = min(machine.buffers, chunks)
-        room = held * ceil_div(input_bytes, chunks) <= machine.input_bytes
+        room = held * (ceil_div(first_bytes, chunks) + ceil_div(second_bytes, chunks)) <= machine.input_bytes
         if room and held * ceil_div(output_bytes, chunks) <= machine.accumulator_capacity:
             load = np.empty(chunks, np.int64)
             compute = np.empty(chunks, np.int64)
             store = np.empty(chunks, np.int64)
             moved = 0
             for i in range(chunks):
-                inward = burst_bytes(_share(input_bytes, chunks, i), machine.burst)
+                inward = burst_bytes(_share(first_bytes, chunks, i), machine.burst)
+                inward += burst_bytes(_share(second_bytes, chunks, i), machine.burst)
                 outward = burst_bytes(_share(output_bytes, chunks, i), machine.burst)
                 load[i] = channel_cycles(inward, machine.rate)
                 compute[i] = ceil_div(_share(operations, chunks, i), machine.lanes)
@@ -55,12 +58,14 @@ def _best_chunks(input_bytes: int, output_bytes: int, operations: int, machine: 
 @compiled
 def _vector_each(works: NDArray[np.int64], machine: NDArray[Any], out: NDArray[np.int64]) -> None:
     for i in range(len(works)):
-        out[i, 0], out[i, 1], out[i, 2] = _best_chunks(works[i, 0], works[i, 1], works[i, 2], machine[0])
+        out[i, 0], out[i, 1], out[i, 2] = _best_chunks(works[i, 0], works[i, 1], works[i, 2], works[i, 3], machine[0])
 
 
 def price_vectors(works: NDArray[np.int64], machine: NDArray[Any]) -> NDArray[np.int64]:
-    """``works`` is (count, 3): bytes read, bytes written, elementary operations. Gives (count, 3): cycles, DRAM bytes
-    (whole bursts), chunks; cycles are -1 where even the smallest chunk finds no room.
+    """``works`` is (count, 4): bytes read of a first and of a second operand, bytes written, elementary operations.
+
+    Gives (count, 3): cycles, DRAM bytes (whole bursts), chunks; cycles are -1 where even the smallest chunk finds no
+    room.
     """
     out = np.empty((len(works), 3), np.int64)
     _vector_each(np.ascontiguousarray(works, np.int64), machine, out)

@@ -57,9 +57,7 @@ class Transfer:
     loops: Loops
 
 
-def nested(
-    dram_address: int, chip_address: int, dims: Sequence[tuple[int, int, int]], run: int
-) -> list[Transfer]:
+def nested(dram_address: int, chip_address: int, dims: Sequence[tuple[int, int, int]], run: int) -> list[Transfer]:
     """Transfers of nested loops, ``dims`` being (count, DRAM stride, chip stride), outermost first, over runs.
 
     Loops that continue what lies inside them on both sides are merged; those beyond three are unrolled.
@@ -166,9 +164,7 @@ def tile_parts(
         for i, image in enumerate(images):
             at = image * total * size + channels.start * size
             loops = Loops(run * columns, (full, 1, 1), (columns * size, 0, 0), (positions * columns, 0, 0))
-            parts.append(
-                TilePart(at + start * columns, i * run * columns, loops, channels.start, columns, columns)
-            )
+            parts.append(TilePart(at + start * columns, i * run * columns, loops, channels.start, columns, columns))
             if width := len(channels) - full * columns:
                 first = full * columns
                 parts.append(

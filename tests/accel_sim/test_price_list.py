@@ -114,15 +114,16 @@ def test_vector_operations() -> None:
     One chunk: load 100 + 64, compute 125, store 100 + 32. Two would pay two latencies more and save 62 + 32 at most.
     """
     serial = load_spec("edge_16x16", {"pipelined_requests": "false"})
-    price = PriceList(serial).vectors([(1000, 500, 2000)])[0]
+    price = PriceList(serial).vectors([(1000, 0, 500, 2000)])[0]
     assert (price.cycles, price.dram_bytes, price.chunks) == (100 + 64 + 125 + 100 + 32, 1024 + 512, 1)
-    assert PriceList(load_spec()).vectors([(1000, 500, 2000)])[0].cycles < price.cycles
+    assert PriceList(load_spec()).vectors([(1000, 0, 500, 2000)])[0].cycles < price.cycles
 
 
 def test_vector_operations_overlap_and_stay_above_the_bounds() -> None:
     spec = load_spec()
-    works = [(n, n, 4 * n) for n in (1 << 12, 1 << 16, 1 << 20)] + [(3 << 16, 1 << 16, 1 << 16)]
-    for (inward, outward, operations), price in zip(works, PriceList(spec).vectors(works), strict=True):
+    works = [(n, 0, n, 4 * n) for n in (1 << 12, 1 << 16, 1 << 20)] + [(3 << 16, 1 << 16, 1 << 16, 1 << 16)]
+    for (first, second, outward, operations), price in zip(works, PriceList(spec).vectors(works), strict=True):
+        inward = first + second
         compute, transfers = operations / spec.vector.lanes, price.dram_bytes / spec.dram.bytes_per_cycle
         assert price.dram_bytes >= inward + outward
         assert (

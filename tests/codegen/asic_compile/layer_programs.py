@@ -125,7 +125,15 @@ def chain_program(spec: MachineSpec, prices: list[LayerPrice], values: list[Valu
             maps.append(builder.place(*shape))
             role = "input" if i == 0 else ("output" if i == len(layers) else "internal")
             builder.tensors.append(
-                Tensor("xy"[i > 0] if role != "internal" else f"t{i}", (*shape[:2], *size), maps[-1].address, 1.0, 0, True, role)
+                Tensor(
+                    "xy"[i > 0] if role != "internal" else f"t{i}",
+                    (*shape[:2], *size),
+                    maps[-1].address,
+                    1.0,
+                    0,
+                    True,
+                    role,
+                )
             )
     last = layers[-1]
     residual = None

@@ -1,0 +1,62 @@
+"""Runs compiled networks on floats: quantize, the engine, host calls through onnxruntime, dequantize."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from accel_sim.engine import Result, run
+from accel_sim.program.isa import HostCall, Program, Tensor
+from accel_sim.spec import MachineSpec
+
+Array = NDArray[Any]
+
+
+def run_program(
+    program: Program, spec: MachineSpec, feeds: Mapping[str, Array], hazards: bool = True
+) -> tuple[dict[str, Array], Result]:
+    """Outputs as floats, by the names of the program's tensors, and what the engine says of the run.
+
+    ``feeds``: per input tensor floats of its shape, with an axis of samples in front where there are several; the
+    tensor's own bytes are taken as they are. ValueError where a feed does not fit.
+    """
+    inputs = {t.name: _quantized(feeds[t.name], t) for t in program.tensors if t.role == "input"}
+    result = run(program, spec, inputs, hazards=hazards, host=call_host)
+    outputs = {t.name: _dequantized(result.outputs[t.name], t) for t in program.tensors if t.role == "output"}
+    return outputs, result
+
+
+def call_host(call: HostCall, inputs: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """A host call by onnxruntime; tensors go in and out in the shapes of its model."""
+    session = _session(call.model)
+    feeds = {
+        value.name: inputs[name].reshape(value.shape)
+        for value, name in zip(session.get_inputs(), call.inputs, strict=True)
+    }
+    return dict(zip(call.outputs, session.run(None, feeds), strict=True))
+
+
+@lru_cache(maxsize=64)
+def _session(model: bytes) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
+
+
+def _quantized(values: Array, tensor: Tensor) -> Array:
+    dtype = np.dtype(np.int8 if tensor.signed else np.uint8)
+    if values.dtype == dtype:
+        return values
+    low, high = (-128, 127) if tensor.signed else (0, 255)
+    real = np.rint(values.astype(np.float32) / np.float32(tensor.scale)) + tensor.zero_point
+    return np.clip(real, low, high).astype(dtype)
+
+
+def _dequantized(values: Array, tensor: Tensor) -> Array:
+    return (values.astype(np.int32) - tensor.zero_point).astype(np.float32) * np.float32(tensor.scale)
