@@ -13,6 +13,9 @@ from accel_sim.program.record_layouts import Opcode
 from accel_sim.program.records import descriptor_table
 from accel_sim.spec import MachineSpec
 
+_MOST_OPERATIONS = 1 << 40
+"""Of one vector instruction; so that cycles can be added up."""
+
 
 def check_addresses(program: Program, spec: MachineSpec, code: Code, accesses: Accesses) -> None:
     """Raises :class:`ProgramError` for the first rule that is broken; collects what is accessed."""
@@ -39,6 +42,11 @@ def _check_vectors(program: Program, code: Code, memories: Memories) -> None:
     elements, operations = vectors["elements"].astype(np.int64), vectors["operations"].astype(np.int64)
     at_least(at, elements, "elements", 1)
     at_least(at, operations, "operations", 0)
+    refuse(
+        operations > _MOST_OPERATIONS,
+        at,
+        lambda place: f"operations is {operations[place]}; expected at most {_MOST_OPERATIONS}",
+    )
     memories.add("output", at, ACCUMULATOR, True, vectors["output_address"].astype(np.int64), elements)
     if not len(at):
         return

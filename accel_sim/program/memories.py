@@ -62,6 +62,16 @@ class Memories:
                 f"{low_limit} to {high_limit}, which is what it has{part}"
             ),
         )
+        if write:
+            moved = run.astype(np.float64) * counts.astype(np.float64).prod(axis=1)
+            refuse(
+                moved > high - low,
+                at,
+                lambda place: (
+                    f"{what}: {moved[place]:.0f} bytes into {high[place] - low[place]:.0f} of the "
+                    f"{MEMORY_NAMES[memory]}; expected each to be written once"
+                ),
+            )
         if used:
             self.accesses.add(at, memory, write, base, run, counts, strides)
 
