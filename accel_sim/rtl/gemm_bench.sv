@@ -93,6 +93,8 @@ module gemm_bench #(
   /* verilator lint_off BLKSEQ */
   integer requests, answers, read, i, left_words, top_words, result_words;
   integer unit_read, m_read, k_read, n_read;
+  logic [LEFT-1:0] left_read;
+  logic [TOP-1:0] top_read;
   reg [8*1024-1:0] path;
   logic answering;
   logic [2:0] warm_up;
@@ -139,8 +141,15 @@ module gemm_bench #(
         $fclose(answers);
         $finish;
       end else begin
-        for (i = 0; i < left_words; i = i + 1) read = $fscanf(requests, "%h\n", left_memory[i]);
-        for (i = 0; i < top_words; i = i + 1) read = $fscanf(requests, "%h\n", top_memory[i]);
+        // by way of a variable: Verilator 5.006 reads zeros where $fscanf names an element of more than 64 bits
+        for (i = 0; i < left_words; i = i + 1) begin
+          read = $fscanf(requests, "%h\n", left_read);
+          left_memory[i] = left_read;
+        end
+        for (i = 0; i < top_words; i = i + 1) begin
+          read = $fscanf(requests, "%h\n", top_read);
+          top_memory[i] = top_read;
+        end
         result_words = m_read * ((n_read + COLUMNS - 1) / COLUMNS);
         unit <= unit_read[1:0];
         m <= m_read[DIM_BITS-1:0];

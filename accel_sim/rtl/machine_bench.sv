@@ -154,6 +154,8 @@ module machine_bench #(
   /* verilator lint_off BLKSEQ */
   integer requests, answers, read, i, steps_read, buffers_read, latency_read, rate_read, pipelined_read, ties_read;
   integer left_total, top_total, left_from, top_from, words, taken, arrived, leaving, leaving_slot, at;
+  logic [LEFT-1:0] left_read;
+  logic [TOP-1:0] top_read;
   reg [8*1024-1:0] path;
   logic [2:0] warm_up;
 
@@ -227,8 +229,15 @@ module machine_bench #(
               left_counts[i], top_counts[i], load_table[i], store_table[i]
           );
         end
-        for (i = 0; i < left_total; i = i + 1) read = $fscanf(requests, "%h\n", left_dram[i]);
-        for (i = 0; i < top_total; i = i + 1) read = $fscanf(requests, "%h\n", top_dram[i]);
+        // by way of a variable: Verilator 5.006 reads zeros where $fscanf names an element of more than 64 bits
+        for (i = 0; i < left_total; i = i + 1) begin
+          read = $fscanf(requests, "%h\n", left_read);
+          left_dram[i] = left_read;
+        end
+        for (i = 0; i < top_total; i = i + 1) begin
+          read = $fscanf(requests, "%h\n", top_read);
+          top_dram[i] = top_read;
+        end
         left_from = 0;
         top_from = 0;
         taken = 0;
