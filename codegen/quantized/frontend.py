@@ -7,7 +7,7 @@ from pathlib import Path
 
 from onnx import ModelProto, NodeProto, helper
 
-from codegen.quantized import elementwise, layers, moves, pools
+from codegen.quantized import elementwise, joins, layers, moves, pools
 from codegen.quantized.graph import HostTensor, QuantizedGraph
 from codegen.quantized.host import cut
 from codegen.quantized.onnx_network import Network, byte_type
@@ -42,8 +42,8 @@ _HANDLERS: dict[str, Handler] = {
     "Gather": moves.gather,
     **dict.fromkeys(("Expand", "Tile"), moves.expand),
     **dict.fromkeys(("Resize", "Upsample"), moves.resize),
-    "Pad": moves.pad,
-    "Concat": moves.concat,
+    "Pad": joins.pad,
+    "Concat": joins.concat,
 }
 _CONTRIBUTED = frozenset({"Gelu", "FastGelu", "QuickGelu", "QuantizeLinear", "DequantizeLinear"})
 """What is read of onnxruntime's own operators."""

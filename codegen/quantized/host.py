@@ -8,7 +8,7 @@ from onnx import NodeProto, ValueInfoProto, helper, numpy_helper
 
 from codegen.quantized.graph import HostTensor, QHost, QOperation
 from codegen.quantized.onnx_network import reads
-from codegen.quantized.operands import reads as reads_of
+from codegen.quantized.operands import reads as operands_of
 from codegen.quantized.reader import Reader
 from passes.errors import UnsupportedError
 
@@ -60,7 +60,7 @@ def _levels(reader: Reader) -> dict[str, int]:
                 stack.pop()
                 continue
             if top in makers:
-                before = reads_of(makers[top])
+                before = operands_of(makers[top])
                 missing = [n for n in before if n not in levels]
                 value = max((levels.get(n, 0) for n in before), default=0)
             elif top in reader.wanted:

@@ -110,8 +110,10 @@ def _geometry(
             ]
         else:
             totals = [max((o - 1) * s + r - i, 0) for i, s, r, o in zip(source, strides, reach, target, strict=True)]
-        if any(total < 0 for total in totals):
-            raise Refusal("has an output_shape beyond what its kernel reaches")
+        if transposed:
+            # What the kernel does not reach is as if it were padding of the output.
+            extra = tuple(e + max(-t, 0) for e, t in zip(extra, totals, strict=True))
+            totals = [max(t, 0) for t in totals]
         # Of an odd total, SAME_UPPER puts the larger part at the end; a transposed convolution anywhere else does not.
         late = auto == "SAME_UPPER"
         begins = [t // 2 if late else t - t // 2 for t in totals]

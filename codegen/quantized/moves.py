@@ -1,4 +1,4 @@
-"""What only moves bytes: Slice, Pad, Concat, Split, Transpose, Gather, Expand, Resize, and other shapes of the same."""
+"""What only moves bytes: Slice, Split, Transpose, Gather, Expand, Resize to the nearest, other shapes of the same."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from codegen.quantized.elementwise import requantized
 from codegen.quantized.graph import Piece, QMove, QReshape
 from codegen.quantized.onnx_network import attributes
 from codegen.quantized.reader import Reader
-from codegen.quantized.views import Refusal, Scaling, View
+from codegen.quantized.views import Refusal, View
 
 Array = NDArray[Any]
 
@@ -28,7 +27,7 @@ _PIECES = 64
 
 def reshape(reader: Reader, index: int, node: NodeProto) -> None:
     """Reshape, Flatten, Squeeze, Unsqueeze: the order of elements stays."""
-    view = _view(reader, node.input[0])
+    view = view_of(reader, node.input[0])
     output = node.output[0]
     if reader.network.shapes[output] == reader.tensors[view.tensor].shape:
         reader.views[output] = view.then(index)
@@ -39,7 +38,7 @@ def reshape(reader: Reader, index: int, node: NodeProto) -> None:
 
 
 def transpose(reader: Reader, index: int, node: NodeProto) -> None:
-    view = _view(reader, node.input[0])
+    view = view_of(reader, node.input[0])
     rank = len(reader.tensors[view.tensor].shape)
     permutation = tuple(attributes(node).get("perm", range(rank)[::-1]))
     _permute(reader, index, node, view, permutation)
@@ -47,7 +46,7 @@ def transpose(reader: Reader, index: int, node: NodeProto) -> None:
 
 def depth_to_space(reader: Reader, index: int, node: NodeProto) -> None:
     """DepthToSpace and SpaceToDepth: another shape, a permutation, another shape."""
-    view, given = _view(reader, node.input[0]), attributes(node)
+    view, given = view_of(reader, node.input[0]), attributes(node)
     size = given["blocksize"]
     n, c, h, w = reader.tensors[view.tensor].shape
     inner: tuple[int, ...]
@@ -72,24 +71,24 @@ def depth_to_space(reader: Reader, index: int, node: NodeProto) -> None:
 
 def crop(reader: Reader, index: int, node: NodeProto) -> None:
     """Slice."""
-    view = _view(reader, node.input[0])
+    view = view_of(reader, node.input[0])
     shape = reader.tensors[view.tensor].shape
     given = attributes(node)
     names = ["data", "starts", "ends", "axes", "steps"]
     values: dict[str, Any] = {name: given.get(name) for name in names[1:]}
     for name, read in zip(names[1:], node.input[1:], strict=False):
-        values[name] = _integers(reader, read, name) if read else None
+        values[name] = integers(reader, read, name) if read else None
     starts, ends = values["starts"], values["ends"]
     axes = values["axes"] or range(len(starts))
     steps = values["steps"] or [1] * len(starts)
     maps = [np.arange(size) for size in shape]
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         maps[axis] = maps[axis][slice(start, None if step < 0 and end < -shape[axis] else end, step)]
-    _gather(reader, index, node, view, node.output[0], maps)
+    gathered(reader, index, node, view, node.output[0], maps)
 
 
 def split(reader: Reader, index: int, node: NodeProto) -> None:
-    view = _view(reader, node.input[0])
+    view = view_of(reader, node.input[0])
     shape = reader.tensors[view.tensor].shape
     axis = attributes(node).get("axis", 0) % len(shape)
     begin = 0
@@ -98,12 +97,12 @@ def split(reader: Reader, index: int, node: NodeProto) -> None:
         maps = [np.arange(extent) for extent in shape]
         maps[axis] = np.arange(begin, begin + size)
         begin += size
-        _gather(reader, index, node, view, output, maps)
+        gathered(reader, index, node, view, output, maps)
 
 
 def gather(reader: Reader, index: int, node: NodeProto) -> None:
     """Gather by constant indices along one axis; a single index drops the axis."""
-    view = _view(reader, node.input[0])
+    view = view_of(reader, node.input[0])
     shape = reader.tensors[view.tensor].shape
     axis = attributes(node).get("axis", 0) % len(shape)
     value = reader.constant(node.input[1])
@@ -112,7 +111,7 @@ def gather(reader: Reader, index: int, node: NodeProto) -> None:
     maps = [np.arange(size) for size in shape]
     maps[axis] = np.where(value < 0, value + shape[axis], value).reshape(-1)
     if value.ndim == 1:
-        _gather(reader, index, node, view, node.output[0], maps)
+        gathered(reader, index, node, view, node.output[0], maps)
         return
     pieces = _pieces(view.tensor, maps)
     inner = _inner(reader, f"{node.output[0]}:gathered", view, tuple(len(m) for m in maps))
@@ -126,16 +125,16 @@ def gather(reader: Reader, index: int, node: NodeProto) -> None:
 
 def expand(reader: Reader, index: int, node: NodeProto) -> None:
     """Expand and Tile, as long as the number of axes stays."""
-    view = _view(reader, node.input[0])
+    view = view_of(reader, node.input[0])
     shape, target = reader.tensors[view.tensor].shape, reader.network.shapes[node.output[0]]
     if len(shape) != len(target):
         raise Refusal("adds axes")
-    _gather(reader, index, node, view, node.output[0], [np.arange(t) % s for s, t in zip(shape, target, strict=True)])
+    gathered(reader, index, node, view, node.output[0], [np.arange(t) % s for s, t in zip(shape, target, strict=True)])
 
 
 def resize(reader: Reader, index: int, node: NodeProto) -> None:
     """Resize and Upsample to the nearest element: which one, onnxruntime says itself, axis by axis."""
-    view, given = _view(reader, node.input[0]), attributes(node)
+    view, given = view_of(reader, node.input[0]), attributes(node)
     if given.get("mode", "nearest") != "nearest":
         raise Refusal(f"interpolates ({given['mode']})")
     if node.op_type == "Resize" and given.get("coordinate_transformation_mode") == "tf_crop_and_resize":
@@ -147,112 +146,10 @@ def resize(reader: Reader, index: int, node: NodeProto) -> None:
         feed = np.broadcast_to(line, shape)
         (found,) = reader.network.evaluate([node], [node.output[0]], {node.input[0]: np.ascontiguousarray(feed)})
         maps.append(np.moveaxis(found, axis, 0).reshape(found.shape[axis], -1)[:, 0].astype(np.int64))
-    _gather(reader, index, node, view, node.output[0], maps)
+    gathered(reader, index, node, view, node.output[0], maps)
 
 
-def pad(reader: Reader, index: int, node: NodeProto) -> None:
-    view, given = _view(reader, node.input[0]), attributes(node)
-    shape, output = reader.tensors[view.tensor].shape, node.output[0]
-    pads = given.get("pads") or _integers(reader, node.input[1], "pads")
-    axes = list(range(len(shape)))
-    if len(node.input) > 3 and node.input[3]:
-        axes = [a % len(shape) for a in _integers(reader, node.input[3], "axes")]
-    begins, ends = [0] * len(shape), [0] * len(shape)
-    for i, axis in enumerate(axes):
-        begins[axis], ends[axis] = pads[i], pads[i + len(axes)]
-    mode = given.get("mode", "constant")
-    if mode != "constant":
-        modes = {"reflect": "reflect", "edge": "edge", "wrap": "wrap"}
-        if min(*begins, *ends) < 0 or mode not in modes:
-            raise Refusal(f"pads by {mode}, or crops")
-        widths = list(zip(begins, ends, strict=True))
-        maps = [np.pad(np.arange(s), w, modes[mode]) for s, w in zip(shape, widths, strict=True)]  # type: ignore[call-overload]
-        _gather(reader, index, node, view, output, maps)
-        return
-    value: Array | float | None = given.get("value", 0.0)
-    if len(node.input) > 2 and node.input[2]:
-        value = reader.constant(node.input[2])
-        if value is None:
-            raise Refusal("pads with a value that is computed")
-    number = float(np.asarray(value).reshape(()))
-    target = reader.scaling_of(view.tensor)
-    source = view.tensor
-    names: tuple[str, ...] = ()
-    nodes: tuple[str, ...] = (node.name,)
-    if number != 0 or not reader.is_plain(view):
-        tail = reader.tail(output)
-        if tail.clamps:
-            raise Refusal("is clamped after it pads")
-        target, names, nodes = tail.scaling, tail.outputs, (node.name, *tail.nodes)
-        source = requantized(reader, view, node.input[0], f"{output}:source", target, node.name)
-    fill = target.byte(number)
-    offsets = [max(b, 0) for b in begins]
-    first = [max(-b, 0) for b in begins]
-    extent = [s - f - max(-e, 0) for s, f, e in zip(shape, first, ends, strict=True)]
-    ones = (1,) * len(shape)
-    piece = Piece(source, tuple(offsets), tuple(extent), tuple(first), ones)
-    tensor = names[0] if names else reader.bytes_name(output, target if view.floating else None)
-    reader.declare(tensor, reader.network.shapes[output], target)
-    reader.operations.append(QMove(node.name, node.op_type, tensor, (piece,), fill=fill, nodes=nodes))
-    if names:
-        reader.set_bytes(names, tensor)
-    else:
-        reader.views[output] = view.then(index, tensor)
-
-
-def concat(reader: Reader, index: int, node: NodeProto) -> None:
-    """Parts of other scales are brought to the result's by tables first, as onnxruntime's QLinearConcat does."""
-    output = node.output[0]
-    shape = reader.network.shapes[output]
-    axis = attributes(node)["axis"] % len(shape)
-    views = [reader.views.get(name) for name in node.input]
-    alike = all(v is not None and reader.is_plain(v) for v in views)
-    scalings = {reader.scaling_of(v.tensor) for v in views if v is not None}
-    kinds = {v.floating for v in views if v is not None}
-    names: tuple[str, ...] = ()
-    nodes: tuple[str, ...] = (node.name,)
-    if alike and len(scalings) == len(kinds) == 1:
-        parts = [v.tensor for v in views if v is not None]
-        (target,) = scalings
-    else:
-        for name, view in zip(node.input, views, strict=True):
-            if (view is None or not view.floating) and reader.constant(name) is None:
-                raise Refusal("has an input that is not quantized")
-        tail = reader.tail(output)
-        if tail.clamps:
-            raise Refusal("is clamped after it concatenates")
-        target, names, nodes = tail.scaling, tail.outputs, (node.name, *tail.nodes)
-        parts = [_part(reader, name, f"{output}:{i}", target, node.name) for i, name in enumerate(node.input)]
-    pieces, begin = [], 0
-    for part in parts:
-        extent = reader.tensors[part].shape
-        start = tuple(begin if a == axis else 0 for a in range(len(shape)))
-        pieces.append(Piece(part, start, extent, (0,) * len(shape), (1,) * len(shape)))
-        begin += extent[axis]
-    tensor = names[0] if names else reader.bytes_name(output, target if kinds == {True} else None)
-    reader.declare(tensor, shape, target)
-    reader.operations.append(QMove(node.name, node.op_type, tensor, tuple(pieces), nodes=nodes))
-    first = views[0]
-    if names:
-        reader.set_bytes(names, tensor)
-    elif first is not None:
-        reader.views[output] = first.then(index, tensor)
-
-
-def _part(reader: Reader, name: str, output: str, target: Scaling, node: str) -> str:
-    view = reader.views.get(name)
-    if view is not None:
-        return requantized(reader, view, name, output, target, node)
-    value = reader.constant(name)
-    assert value is not None  # the caller has looked
-    kind = np.int8 if target.signed else np.uint8
-    low, high = target.limits
-    units = np.rint(value.astype(np.float32) / np.float32(target.scale)) + target.zero
-    reader.constants[output] = np.clip(units, low, high).astype(kind)
-    return reader.declare(output, value.shape, target)
-
-
-def _view(reader: Reader, name: str) -> View:
+def view_of(reader: Reader, name: str) -> View:
     view = reader.views.get(name)
     if view is None:
         raise Refusal("has an input that is not quantized")
@@ -264,7 +161,7 @@ def _inner(reader: Reader, name: str, view: View, shape: tuple[int, ...]) -> str
     return reader.declare(name, shape, reader.scaling_of(view.tensor))
 
 
-def _integers(reader: Reader, name: str, what: str) -> list[int]:
+def integers(reader: Reader, name: str, what: str) -> list[int]:
     value = reader.constant(name)
     if value is None:
         raise Refusal(f"has {what} that are computed")
@@ -283,7 +180,7 @@ def _box(tensor: str, shape: tuple[int, ...]) -> Piece:
     return Piece(tensor, zeros, shape, zeros, ones)
 
 
-def _gather(reader: Reader, index: int, node: NodeProto, view: View, output: str, maps: Sequence[Array]) -> None:
+def gathered(reader: Reader, index: int, node: NodeProto, view: View, output: str, maps: Sequence[Array]) -> None:
     """``output[i, j, ...] = input[maps[0][i], maps[1][j], ...]``; nothing to do where that is the input itself."""
     shape = reader.tensors[view.tensor].shape
     if all(len(m) == s and (m == np.arange(s)).all() for m, s in zip(maps, shape, strict=True)):

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from codegen.quantized.arithmetic import product_of, sum_of
 from codegen.quantized.graph import QOperation, QProduct, QSum, QTable, QuantizedGraph
 from codegen.quantized.operands import reads, writes
-from codegen.quantized.reference import product_of, sum_of
 
 
 def simplify(graph: QuantizedGraph) -> QuantizedGraph:
