@@ -117,7 +117,6 @@ class _Decoder:
         self.counters = np.zeros((count, len(COUNTERS)), np.int64)
         self.transfers: list[tuple[int, ...]] = []
         self.transfer_at: list[int] = []
-        self.addresses: list[int] = []
         self.gemms: dict[tuple[int, int, int, int], tuple[int, ...]] = {}
         self.open_preload = -1
 
@@ -126,7 +125,6 @@ class _Decoder:
         self.queue[index] = Queue.LOAD
         self.transfers.append((load.dram_address, loops.run, *loops.counts, *loops.dram_strides))
         self.transfer_at.append(index)
-        self.addresses.append(load.dram_address)
         self.rows[index] = (load.wait, load.post, load.chained, 0)
         if load.space == Space.ACCUMULATOR:
             self.counters[index, SUM_WRITE] = loops.run * prod(loops.counts) * self.spec.datatypes.data_bytes
@@ -148,7 +146,6 @@ class _Decoder:
         else:
             self.transfers.append((store.address, loops.run, *loops.counts, *loops.dram_strides))
             self.transfer_at.append(index)
-            self.addresses.append(store.address)
         width = self.spec.datatypes.accumulator_bytes if store.output >= 0 else 1
         residual = 0 if store.residual_address < 0 else self.spec.datatypes.data_bytes
         self.counters[index, SUM_READ] = elements * (width + residual)

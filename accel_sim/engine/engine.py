@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from accel_sim.engine.audit import Audit, Auditor
 from accel_sim.engine.columnar import decode, members
 from accel_sim.engine.counts import Counts, LayerRun, add_counts, layer_runs
 from accel_sim.engine.effects import WORD_BYTES, Effect, Effects
@@ -45,6 +46,7 @@ class Result:
     macs: int
     host_cycles: float
     schedule: Schedule
+    audit: Audit | None = None
 
     @property
     def utilization(self) -> float:
@@ -78,12 +80,14 @@ def run(
     values: bool = True,
     hazards: bool = True,
     host: HostFunction | None = None,
+    audit: bool = False,
 ) -> Result:
     """Runs ``program`` on ``spec``.
 
     ``inputs``: per input tensor its bytes, int8 or uint8, of the network's shape, or with an axis of samples in front:
     independent runs of the same program. ``values`` False: cycles alone, and no inputs. ``hazards``: see
     :mod:`accel_sim.engine.hazards`, and reads of what was never written. ``host``: what runs the host calls.
+    ``audit``: the result says what was loaded in vain and written twice (:class:`accel_sim.engine.audit.Audit`).
 
     ProgramError for a program that cannot run, DeadlockError, HazardError: all with the instruction's index.
     ValueError for inputs of another name, shape or type.
@@ -91,6 +95,7 @@ def run(
     columns = decode(program, spec)
     times = schedule(program, spec, columns)
     outputs: dict[str, NDArray[np.generic]] = {}
+    audited: Audit | None = None
     if values:
         _check_widths(spec)
         given, samples = _samples(program, inputs)
@@ -103,7 +108,9 @@ def run(
         for begin in range(0, samples or 1, together):
             part = {name: data[begin : begin + together] for name, data in given.items()}
             count = min(together, (samples or 1) - begin)
-            parts.append(_Run(program, spec, times, order, part, count, hazards, host).outputs())
+            one = _Run(program, spec, times, order, part, count, hazards, host, audit and begin == 0)
+            parts.append(one.outputs())
+            audited = audited or one.audit()
         for name in parts[0]:
             joined = np.concatenate([part[name] for part in parts])
             outputs[name] = joined[0] if samples is None else joined
@@ -119,6 +126,7 @@ def run(
         sum(layer.macs for layer in layers),
         sum(layer.host_cycles for layer in layers),
         times,
+        audited,
     )
 
 
@@ -169,6 +177,7 @@ class _Run:
         samples: int,
         hazards: bool,
         host: HostFunction | None,
+        audit: bool,
     ) -> None:
         self.program = program
         self.times = times
@@ -191,6 +200,8 @@ class _Run:
         for tensor in program.tensors:
             if tensor.role == "input":
                 self._put(tensor, pack_map(inputs[tensor.name], tensor.shape, program.columns))
+        on_chip = (self.effects.scratchpad, self.effects.accumulators)
+        self._auditor = Auditor(program, on_chip) if audit else None
         self._near: dict[int, list[Effect]] = {}
         self._members = [members(times.columns, queue) for queue in Queue]
         self._run()
@@ -224,6 +235,8 @@ class _Run:
             values = effect.compute()
             if others:
                 check_change(effect, values, others)
+            if self._auditor is not None:
+                self._auditor.effect(effect)
             write = effect.write
             write.values()[...] = values
             write.mark(write.memory.varies, any(box.some_vary() for box in effect.reads))
@@ -262,6 +275,8 @@ class _Run:
             integers = np.clip(real, low - tensor.zero_point, high - tensor.zero_point).astype(np.int16)
             bytes_ = (integers + np.int16(tensor.zero_point)).astype(np.int8 if tensor.signed else np.uint8)
             self._put(tensor, pack_map(bytes_, tensor.shape, self.program.columns))
+            if self._auditor is not None:
+                self._auditor.host(self._box(tensor))
 
     def _box(self, tensor: Tensor) -> Box:
         images, channels, positions = map_shape(tensor.shape)
@@ -283,6 +298,9 @@ class _Run:
         if self.hazards:
             box.need_written(index)
         return unpack_map(box.values(), tensor.shape, self.program.columns, tensor.signed)
+
+    def audit(self) -> Audit | None:
+        return None if self._auditor is None else self._auditor.result()
 
     def outputs(self) -> dict[str, NDArray[np.generic]]:
         """The output tensors, with the samples' axis."""

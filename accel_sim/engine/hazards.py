@@ -1,8 +1,8 @@
 """Which instructions touch memory at the same time, and whether one changes what another uses.
 
-The array, the channel and the way into the scratchpad each carry out one thing at a time, so only instructions on
-different ones can overlap. A transfer touches memory while its data move, not while it waits or during the latency; a
-product from its preload on.
+The array, the channel and the way into the scratchpad each carry out one thing after the other, so only instructions
+on different ones can overlap. A transfer counts from its request to its end: it was released, so whatever it touches
+must be left alone from then on, whether its data move yet or not. A product counts from its preload on.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def happenings(times: Schedule) -> Happenings:
     segment = np.concatenate([part.segment for part in items])
     cycles = np.concatenate([part.cycles for part in items])
     local = np.concatenate([part.local for part in items])
-    begin = np.concatenate(times.started)
-    begin += np.where((queue != Queue.EXECUTE) & ~local & (cycles > 0), times.latency_cycles, 0)
-    end = begin + cycles
+    begin = np.concatenate(times.requested)
+    end = np.concatenate(times.started) + cycles
+    end += np.where((queue != Queue.EXECUTE) & ~local & (cycles > 0), times.latency_cycles, 0)
     if len(items[Queue.EXECUTE]):
         preloads = times.columns.preloads[items[Queue.EXECUTE].first[:-1]]
         own = begin[queue == Queue.EXECUTE]
