@@ -63,7 +63,8 @@ def lower(
     solver: Annotated[str | None, Option(help="Rank solver. [milp]")] = None,
     effort: Annotated[str | None, Option(help="quick, default or extensive. [default]")] = None,
     time_budget: Annotated[
-        str | None, Option(help="End the search after this long with the best so far: 90s, 10m, 1h30m.")
+        str | None,
+        Option(help="Try no further plan after this long (90s, 10m, 1h30m); the one being worked out is finished."),
     ] = None,
     seed: Annotated[int | None, Option(help="Seed of everything random. [0]")] = None,
     samples: Annotated[str | None, Option(help="Most calibration samples to use, or all. [1024]")] = None,

@@ -16,6 +16,7 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
+from codegen.checked_passes import CANONICAL, run_checked
 from codegen.checkpoint import RunKey, file_sha256
 from codegen.config import LowerConfig
 from codegen.dataset import Dataset, load, random_inputs
@@ -34,10 +35,8 @@ from passes import registry
 from passes.core.cost import Cost
 from passes.correct import Choice, Correction
 from passes.drop_dead_code import DropDeadCode
-from passes.drop_identities import DropIdentities
 from passes.errors import InputError, UsageError
 from passes.factorize import Factorize
-from passes.fold_batchnorm import FoldBatchNorm
 from passes.fuse_pointwise import FusePointwise
 from passes.instruments import DumpIR
 from passes.manager import PassManager
@@ -46,8 +45,8 @@ from passes.onnx_stepper import Stepper
 from passes.ranks.candidates import candidates
 from passes.ranks.problem import RankPlan
 
-CANONICAL = (DropIdentities(), FoldBatchNorm(), DropDeadCode())
-"""What every network goes through before its sites are looked at, in a run and in a dry run alike."""
+
+__all__ = ["CANONICAL", "inspect", "lower"]
 
 
 def lower(config: LowerConfig, events: Events) -> LowerResult:
@@ -58,12 +57,13 @@ def lower(config: LowerConfig, events: Events) -> LowerResult:
     if config.output is None:
         raise UsageError("no output folder: give -o DIR")
     run = RecordingEvents(events)
+    _check_names(config)
     check_output(config.output, force=config.force, resume=config.resume)
     target = parse_target(config.target)
     with run.stage("read"):
         original = OnnxGraph.read(config.model, config.shapes)
         data = _data(config.calib, original, config)
-        evaluation = None if config.eval is None else load(config.eval, original.inputs, None)
+        evaluation = None if config.eval is None else _labelled(load(config.eval, original.inputs, None))
     for note in original.notes:
         run.note(f"{note.node}: {note.reason}")
     key = RunKey(config.run_options(), _digests(config, original, data, evaluation), target.versions)
@@ -71,18 +71,19 @@ def lower(config: LowerConfig, events: Events) -> LowerResult:
         threadpool_limits(limits=1, user_api="blas"),  # small products: threads cost more than they bring
         Workspace(config.output, key, force=config.force, resume=config.resume, events=run) as workspace,
     ):
-        network = original.clone()
+        one = original.random_feeds(config.seed) if data is None else next(iter(data.batches(1)))
         with run.stage("canonicalize"):
             instruments = [] if config.dump_ir is None else [DumpIR(workspace.place(config.dump_ir))]
-            canonical = PassManager(CANONICAL, instruments).run(network)
+            network, canonical = run_checked(CANONICAL, original, one, instruments, run)
         before = target.latency.network(original.workload())
         search = _Search(config, target, network, data, before, run)
         found = search.run(workspace)
         with run.stage("rewrite"):
-            rewritten = network.clone()
+            factorized = network.clone()
+            outcome = PassManager([Factorize(found.chains)], instruments).run(factorized)
             metrics = ("latency", *(m for m in search.budgets if m != "latency"))
-            passes = [Factorize(found.chains), FusePointwise(target.latency, metrics), DropDeadCode()]
-            outcome = PassManager(passes, instruments).run(rewritten)
+            tidy = (FusePointwise(target.latency, metrics), DropDeadCode())
+            rewritten, tidied = run_checked(tidy, factorized, one, instruments, run)
             after = target.latency.network(rewritten.workload())
             harm = _harm(before, after)
             if harm:
@@ -98,14 +99,14 @@ def lower(config: LowerConfig, events: Events) -> LowerResult:
             )
         )  # fmt: skip
         accuracy: tuple[float | None, float | None] = (None, None)
-        if evaluation is not None and evaluation.labels is not None:
+        if evaluation is not None:
             with run.stage("evaluate"):
                 accuracy = accuracies(config.model, paths[0], evaluation, apart=original.is_large)
         assert search.space is not None
         check = replace(check, binary=emitted.check)
         facts = Facts(
             config, target, run, search.space, found, search.trace, search.budgets, before, after, harm, check, emitted,
-            accuracy, (*canonical.notes, *outcome.notes), paths, search.data.source, len(search.data),
+            accuracy, (*canonical.notes, *outcome.notes, *tidied.notes), paths, search.data.source, len(search.data),
             errors_bind=not search.budgets and config.plan is None,
         )  # fmt: skip
         report = write_results(facts, workspace.staging)
@@ -152,8 +153,24 @@ def _formats(names: Sequence[str], events: Events) -> dict[str, Any]:
     return {name: registry.FORMATS.load(name) for name in names if name != "dense"}
 
 
+def _check_names(config: LowerConfig) -> None:
+    """Names are wrong at once or not at all, before anything is read."""
+    registry.SOLVERS.load(config.solver)
+    for name in config.formats:
+        if name != "dense":
+            registry.FORMATS.load(name)
+    if config.plan is not None and not config.plan.is_file():
+        raise InputError(f"{config.plan}: no such plan; give the plan.json of an earlier run")
+
+
 def _data(source: str | None, graph: OnnxGraph, config: LowerConfig) -> Dataset | None:
     return None if source is None else load(source, graph.inputs, config.samples)
+
+
+def _labelled(data: Dataset) -> Dataset:
+    if data.labels is None:
+        raise InputError(f"{data.source}: holds no 'labels'; --eval data needs the class of each sample")
+    return data
 
 
 def _digests(
@@ -223,6 +240,9 @@ class _Search:
             self.run_events,
             workspace,
         )
+        if config.include and not self.space.sites:
+            globs = ", ".join(config.include)
+            self.run_events.warning(f"no layer that could be rewritten is named by --include {globs}")
         correction = self.correction if self.calibrated else None
         if self.config.plan is not None:
             attempt = self._replayed(self.config.plan)

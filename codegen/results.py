@@ -32,11 +32,13 @@ from codegen.search import Attempt
 from codegen.space import Space
 from codegen.target import Target
 from passes.core.cost import Cost
+from passes.core.site import Site
 from passes.graph import Note
 from passes.ranks.candidates import chain_works, dense_work
 from passes.ranks.milp import least
 from passes.ranks.problem import RankProblem, as_json
 
+IN_BODY = "; in a body of If or Loop: its factors follow the weights alone, not the calibration data"
 NO_GAIN = "no chain is cheaper than the dense layer on this target"
 
 
@@ -181,7 +183,7 @@ def _layers(facts: Facts) -> list[Layer]:
                 site.op,
                 name,
                 None if name == "dense" else choice.rank,
-                _reason(facts, name, bool(formats), dense, cost, site.name in found.chains),
+                _reason(facts, site, name, bool(formats), dense, cost),
                 dense.latency,
                 cost.latency,
                 dense.unit,
@@ -206,14 +208,15 @@ def _priced(facts: Facts, site: str, format: str, rank: tuple[int, ...]) -> tupl
     return facts.space.single(site, format, rank), None  # a replayed plan may name a rank that is no candidate
 
 
-def _reason(facts: Facts, name: str, any_chain: bool, dense: Cost, cost: Cost, fitted: bool) -> str:
+def _reason(facts: Facts, site: Site, name: str, any_chain: bool, dense: Cost, cost: Cost) -> str:
     if facts.harm:
         return "the input network is kept: the rewritten one would not be faster"
     if name != "dense":
-        return f"{cost.latency / dense.latency:.0%} of the dense latency"
+        return f"{cost.latency / dense.latency:.0%} of the dense latency" + (IN_BODY if site.in_body else "")
     if not any_chain:
         return NO_GAIN
-    return "its error is better spent elsewhere" + ("; weights refitted" if fitted else "")
+    refitted = "; weights refitted" if site.name in facts.found.chains else ""
+    return "its error is better spent elsewhere" + refitted
 
 
 def _plan_layers(facts: Facts) -> list[dict[str, Any]]:

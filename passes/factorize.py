@@ -79,4 +79,5 @@ def _bias(stage: Stage) -> Array:
 def _describe(site: Site, chain: Chain) -> str:
     rank = " x ".join(str(r) for r in chain.rank)
     what = f"{chain.format} of rank {rank}" if rank else chain.format
-    return f"{what}: {len(chain)} stages, {site.stage.params} parameters became {chain.params}"
+    stages = "1 stage" if len(chain) == 1 else f"{len(chain)} stages"
+    return f"{what}: {stages}, {site.stage.params} parameters became {chain.params}"

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import PurePath
 from typing import Any
 
 import jinja2
 
 from codegen.report import numbers
 
-METRICS = ("latency", "energy", "macs", "params", "size", "accuracy")
+NAMES = {
+    "latency": "latency",
+    "energy": "energy",
+    "macs": "MACs",
+    "params": "parameters",
+    "size": "size",
+    "accuracy": "accuracy",
+}
+"""Metrics in the order of the summary, and what people call them."""
+
+METRICS = tuple(NAMES)
 
 
 @cache
@@ -21,6 +32,7 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["filename"] = lambda path: PurePath(path).name
     environment.filters["change"] = numbers.change
     environment.filters["ratio"] = numbers.ratio
     environment.filters["quantity"] = numbers.quantity
@@ -43,4 +55,4 @@ def to_html(report: dict[str, Any]) -> str:
     summary = [
         (metric, report["baseline"][metric], report["result"][metric]) for metric in METRICS if report["result"][metric]
     ]
-    return _template().render(report=report, summary=summary, layers=bars) + "\n"
+    return _template().render(report=report, summary=summary, layers=bars, names=NAMES) + "\n"

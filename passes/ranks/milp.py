@@ -8,7 +8,7 @@ the one whose summed relative excess is least, and each budget that is out of re
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -183,8 +183,3 @@ class _Model:
                 raise TimeoutError(f"HiGHS found no plan within {limit:.0f} s")
             raise RuntimeError(f"HiGHS: {result.message}")
         return result
-
-
-def with_budgets(problem: RankProblem, **budgets: float) -> RankProblem:
-    """The same problem under other limits."""
-    return replace(problem, budgets={**problem.budgets, **budgets})

@@ -14,8 +14,12 @@ import pytest
 from onnx import TensorProto, helper
 from onnx.external_data_helper import ExternalDataInfo
 
+from codegen import driver
+from codegen.config import LowerConfig
+from codegen.dataset import load
 from codegen.onnx_runs import run_file
 from passes.errors import VerificationError
+from passes.onnx_graph import OnnxGraph
 
 ROOT = Path(__file__).parents[2]
 LAYER_BYTES = 8192 * 1024 * 4
@@ -120,3 +124,30 @@ def test_a_run_apart_that_fails_says_why(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(b"no model")
     with pytest.raises(VerificationError, match=r"m\.onnx, run by onnxruntime in a fresh process, failed: .*"):
         run_file(tmp_path / "m.onnx", [], apart=True)
+
+
+def test_the_run_key_covers_the_external_data(tmp_path: Path) -> None:
+    """--resume must not go on with checkpoints of other weights."""
+    model = write_network(tmp_path / "m", 2, 6, 4)
+    config = LowerConfig.from_values({"model": model})
+
+    def digests() -> dict[str, str]:
+        return driver._digests(config, OnnxGraph.read(model), None, None)
+
+    first = digests()
+    assert first == digests() and set(first) == {"model", "model's weights.bin"}
+    weights = np.fromfile(tmp_path / "m" / "weights.bin", np.float32)
+    weights[3] += 1
+    weights.tofile(tmp_path / "m" / "weights.bin")
+    second = digests()
+    assert [name for name in first if first[name] != second[name]] == ["model's weights.bin"]
+
+
+def test_calibration_data_are_digested_as_they_were_read(tmp_path: Path) -> None:
+    model = write_network(tmp_path / "m", 2, 6, 4)
+    np.savez(tmp_path / "calib.npz", x=np.ones((5, 4), np.float32))
+    graph = OnnxGraph.read(model)
+    config = LowerConfig.from_values({"model": model, "calib": str(tmp_path / "calib.npz"), "samples": 3})
+    data = load(str(tmp_path / "calib.npz"), graph.inputs, 3)
+    (tmp_path / "calib.npz").unlink()  # nothing is read a second time
+    assert driver._digests(config, graph, data, None)["calib"] == data.digest()

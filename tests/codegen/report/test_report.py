@@ -212,11 +212,23 @@ def test_html_needs_nothing_from_outside(report: dict[str, Any]) -> None:
 
 def test_html_escapes_names_and_draws_bars_to_scale(report: dict[str, Any]) -> None:
     page = Page(to_html(report))
-    assert "models/<net> & co.onnx on asic" in page.text and "conv<2>" in page.text
+    assert "<net> & co.onnx on asic" in page.text and "conv<2>" in page.text
+    assert "models/<net> & co.onnx, SHA-256" in page.text
     widths = [float(value) for tag, name, value in page.attributes if (tag, name) == ("rect", "width")]
-    # 140 pixels are the longest latency, 600 cycles; the layer without numbers has no bar.
-    assert widths == [pytest.approx(140 * cycles / 600, abs=0.005) for cycles in (400, 400, 600, 190, 0, 0)]
+    # 100 pixels are the longest latency, 600 cycles; the layer without numbers has no bar.
+    assert widths == [pytest.approx(100 * cycles / 600, abs=0.005) for cycles in (400, 400, 600, 190, 0, 0)]
     assert "missed, at best 120k params" in " ".join(page.text.split()).replace(" ,", ",")
+
+
+def test_html_says_at_the_top_whether_the_budgets_are_met(report: dict[str, Any]) -> None:
+    missed = " ".join(Page(to_html(report)).text.split())
+    assert "Missed: params" in missed and missed.index("Missed: params") < missed.index("Layers")
+    for budget in report["budgets"]:
+        budget["met"] = True
+    text = Page(to_html(report)).text
+    assert ("All budgets are met" if len(report["budgets"]) > 1 else "The budget is met") in text
+    report["budgets"] = []
+    assert "No budget: the fastest network within the error limit" in Page(to_html(report)).text
 
 
 def test_html_without_optional_parts(report: dict[str, Any]) -> None:

@@ -11,11 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 
-from passes.ranks.milp import MilpSolver, least, with_budgets
+from passes.ranks.milp import MilpSolver, least
 from passes.ranks.problem import Option, RankProblem, SiteOptions
 
 METRICS = ("latency", "energy", "size")
 SCALES = {"latency": 1e5, "energy": 1e10, "size": 1e3}  # cycles, picojoules, bytes: the metrics are far apart
+
+
+def with_budgets(problem: RankProblem, **budgets: float) -> RankProblem:
+    """The same problem under other limits."""
+    return replace(problem, budgets={**problem.budgets, **budgets})
 
 
 def random_problem(rng: np.random.Generator, sites: int, choices: int, shares: dict[str, float]) -> RankProblem:
