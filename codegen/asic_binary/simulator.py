@@ -7,13 +7,13 @@ simulator.install("edge_16x16")
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from accel_sim.engine.engine import run
-from accel_sim.program.container import decode
 
+from accel_sim.engine import run
+from accel_sim.program.container import decode
 from accel_sim.program.isa import Program, Tensor
 from accel_sim.spec import MachineSpec
 from accel_sim.spec_file import load_spec
@@ -124,11 +124,15 @@ def _view(tensor: Any, known: Tensor) -> np.ndarray[Any, Any]:
 _installed: list[SimulatorDriver] = []
 
 
-def install(machine: str) -> SimulatorDriver:
-    """Registers a simulator of ``machine`` (a preset's name or a TOML file) for every model.so of this process."""
+def install(machine: str, options: Mapping[str, str] | None = None) -> SimulatorDriver:
+    """Registers a simulator for every model.so of this process, in the place of one that was there.
+
+    ``machine``: a preset's name or a TOML file; ``options``: overrides, as :func:`accel_sim.spec_file.load_spec` takes
+    them.
+    """
     import tvm_ffi
 
-    driver = SimulatorDriver(load_spec(machine))
+    driver = SimulatorDriver(load_spec(machine, options or {}))
     _installed.append(driver)  # the libraries keep its address
     tvm_ffi.register_global_func(GLOBAL_NAME, lambda: driver.address, override=True)
     return driver

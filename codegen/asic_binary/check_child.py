@@ -1,0 +1,45 @@
+"""A fresh process that runs model.so with the simulator behind it: ``python -m codegen.asic_binary.check_child``."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from codegen.child_process import end_with_parent
+
+
+def main(request_path: str, answer_path: str) -> None:
+    end_with_parent()
+    request = json.loads(Path(request_path).read_bytes())
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # tvm_ffi would load it for interchange
+    import tvm
+    from tvm.runtime.vm import VirtualMachine
+
+    from codegen.asic_binary.simulator import install
+
+    install(request["machine"], request["options"])
+    machine = VirtualMachine(tvm.runtime.load_module(request["library"]), tvm.cpu())
+    library = ctypes.CDLL(request["library"])
+    library.rankc_cycles.restype = ctypes.c_int64
+    results = {}
+    cycles = []
+    count = 0
+    with np.load(request["given"], allow_pickle=False) as given:
+        for run in range(request["runs"]):
+            values = [tvm.runtime.tensor(given[f"{run}/{i}"]) for i in range(request["inputs"])]
+            library.rankc_reset_cycles()
+            made = machine["main"](*values)
+            cycles.append(int(library.rankc_cycles()))
+            outputs = [made] if hasattr(made, "numpy") else list(made)
+            count = len(outputs)
+            results.update({f"{run}/{i}": output.numpy() for i, output in enumerate(outputs)})
+    np.savez(request["made"], allow_pickle=False, **results)
+    Path(answer_path).write_text(json.dumps({"outputs": count, "cycles": cycles}), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2])
