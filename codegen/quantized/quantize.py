@@ -119,7 +119,7 @@ def _feeds(
 
 def _prepared(graph: OnnxGraph, path: str | Path) -> ModelProto:
     """The network after the canonical passes, in an operator set that can be quantized per channel."""
-    from codegen.driver import CANONICAL
+    from codegen.checked_passes import CANONICAL
     from passes.manager import PassManager
 
     PassManager(CANONICAL).run(graph)
@@ -130,6 +130,9 @@ def _prepared(graph: OnnxGraph, path: str | Path) -> ModelProto:
     operators = {node.op_type for node in model.graph.node}
     if operators & {"QuantizeLinear", "DequantizeLinear"}:
         raise InputError(f"{path} is quantized already; give the network of floats")
+    if operators.isdisjoint(OPERATORS):
+        where = "; bodies of control flow are not looked into" if any(has_body(n) for n in model.graph.node) else ""
+        raise UnsupportedError(f"{path} has no operator that can be quantized ({', '.join(OPERATORS)}){where}")
     constants = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in constants]
     del model.graph.input[:]
@@ -226,10 +229,6 @@ def _inserted(model: ModelProto, ranges: Any, signed: bool) -> ModelProto:
     quantizer.quantize_model()
     quantizer.model.topological_sort()
     done: ModelProto = quantizer.model.model
-    if not any(node.op_type == "QuantizeLinear" for node in done.graph.node):
-        bodies = any(has_body(node) for node in model.graph.node)
-        where = " outside the bodies of its control flow" if bodies else ""
-        raise UnsupportedError(f"it has no operator{where} that can be quantized ({', '.join(OPERATORS)})")
     del done.graph.value_info[:]
     return done
 
@@ -239,8 +238,6 @@ def _refusing(path: str | Path) -> Iterator[None]:
     """Turns what onnxruntime's quantizer raises into one line."""
     try:
         yield
-    except UnsupportedError as error:
-        raise UnsupportedError(f"{path} cannot be quantized: {error}") from error
     except RankcError:
         raise
     except Exception as error:  # the quantizer raises whatever comes
