@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -241,7 +242,7 @@ class AsicLatency:
         if work not in self._layers:
             g = work.geometry
             channels = work.in_channels, work.out_channels
-            walk = g.kernel, g.strides, g.dilations, g.pads, g.groups, work.batch, work.bias
+            walk: Any = (g.kernel, g.strides, g.dilations, g.pads, g.groups, work.batch, work.bias)
             try:
                 if g.transposed:
                     layer = transposed_conv_layer(*channels, work.spatial, work.output_spatial, *walk)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -94,6 +95,10 @@ class Builder:
         """All that follows belongs to ``marker``'s layer."""
         self.code.append(Sync(len(self.markers)))
         self.markers.append(marker)
+
+    def predict(self, cycles: int) -> None:
+        """Cycles of the layer that was begun last, where the price list knew no better than by its shapes."""
+        self.markers[-1] = replace(self.markers[-1], predicted_cycles=cycles)
 
     def call(self, call: HostCall) -> None:
         self.code.append(Host(len(self.calls)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
@@ -28,13 +30,13 @@ def host_model(graph: QuantizedGraph, operation: QOperation) -> tuple[tuple[str,
     else:
         assert isinstance(operation, QPool), operation
         node = _pool(operation)
-    floats = [
+    before, after = (
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, graph.tensors[name].shape) for name in names]
         for names in (inputs, outputs)
-    ]
+    )
     stored = [numpy_helper.from_array(value, name) for name, value in constants.items()]
     model = helper.make_model(
-        helper.make_graph([node], operation.name or "host", *floats, stored),
+        helper.make_graph([node], operation.name or "host", before, after, stored),
         opset_imports=[helper.make_opsetid("", _OPSET)],
         ir_version=_IR_VERSION,
     )
@@ -56,7 +58,7 @@ def _conv(graph: QuantizedGraph, operation: QConv, constants: dict[str, NDArray[
     if operation.bias is not None:
         names.append("bias")
         constants["bias"] = np.asarray(operation.bias.astype(np.float32) * scales, np.float32)
-    how = {"strides": g.strides, "dilations": g.dilations, "pads": g.pads, "group": g.groups}
+    how: dict[str, Any] = {"strides": g.strides, "dilations": g.dilations, "pads": g.pads, "group": g.groups}
     if g.transposed:
         how["output_padding"] = g.output_padding
     return helper.make_node(
@@ -65,7 +67,7 @@ def _conv(graph: QuantizedGraph, operation: QConv, constants: dict[str, NDArray[
 
 
 def _pool(operation: QPool) -> NodeProto:
-    how = {"kernel_shape": operation.kernel, "strides": operation.strides, "pads": operation.pads}
+    how: dict[str, Any] = {"kernel_shape": operation.kernel, "strides": operation.strides, "pads": operation.pads}
     if operation.kind is Pool.MAX:
         return helper.make_node("MaxPool", [operation.input], [operation.output], dilations=operation.dilations, **how)
     return helper.make_node(

@@ -59,4 +59,6 @@ def _quantized(values: Array, tensor: Tensor) -> Array:
 
 
 def _dequantized(values: Array, tensor: Tensor) -> Array:
-    return (values.astype(np.int32) - tensor.zero_point).astype(np.float32) * np.float32(tensor.scale)
+    centred: Array = (values.astype(np.int32) - tensor.zero_point).astype(np.float32)
+    real: Array = centred * np.float32(tensor.scale)
+    return real

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from math import prod
 
 from accel_sim.program.isa import Loops
@@ -198,4 +198,4 @@ def _common_blocks(channels: range, columns: int) -> list[tuple[int, int]]:
     """(first channel, number) of what blocks of a tile and blocks of the map have in common."""
     cuts = {at for at in channels if at % columns == 0 or (at - channels.start) % columns == 0}
     ordered = [*sorted(cuts | {channels.start}), channels.stop]
-    return [(a, b - a) for a, b in zip(ordered, ordered[1:], strict=False)]
+    return [(a, b - a) for a, b in pairwise(ordered)]

@@ -13,6 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from accel_sim.engine.dma import moved_bytes
+from accel_sim.pricing.machine import machine_record
+from accel_sim.pricing.pipeline import pipeline_cycles
+from accel_sim.pricing.tiling import channel_cycles
 from accel_sim.program.isa import Load, Loops, Store, Token, Vector, VectorSpec, Window
 from codegen.asic_compile.builder import Builder
 from codegen.asic_compile.gather import gather
@@ -58,54 +62,97 @@ def buffer_count(builder: Builder) -> int:
     return 2 if builder.spec.scratchpads.double_buffered else 1
 
 
-def lower_elements(
-    builder: Builder,
-    spec: VectorSpec,
-    operands: Sequence[NDArray[np.int64]],
-    target: int,
-    operations: int,
-    chunks: int,
-    missing: tuple[NDArray[np.bool_], VectorSpec] | None = None,
-) -> None:
+def chunk_cycles(builder: Builder, chunks: Sequence[Chunk]) -> int:
+    """Cycles of chunks in the price list's event model."""
+    machine = machine_record(builder.spec)[0]
+    rate, burst, lanes = int(machine["rate"]), int(machine["burst"]), int(machine["lanes"])
+    load, compute, store = np.zeros((3, len(chunks)), np.int64)
+    for i, chunk in enumerate(chunks):
+        loads = [(t.dram_address, t.loops.run, *t.loops.counts, *t.loops.dram_strides) for t in chunk.loads]
+        stores = [(t.address, t.loops.run, *t.loops.counts, *t.loops.dram_strides) for t in chunk.stores]
+        for times, transfers in ((load, loads), (store, stores)):
+            if transfers:
+                chained = np.arange(len(transfers)) > 0
+                moved = moved_bytes(np.array(transfers, np.int64), chained.astype(np.int64), burst)
+                times[i] = channel_cycles(int(moved.sum()), rate)
+        compute[i] = sum(-(-vector.operations // lanes) for vector in chunk.vectors)
+    how = buffer_count(builder), int(machine["latency"]), int(machine["pipelined"]), 1
+    return int(pipeline_cycles(load, compute, store, len(chunks), *how))
+
+
+@dataclass(frozen=True, eq=False)
+class ElementTask:
     """An element-wise function: ``operands`` hold, per element of the result in the order of its bytes from ``target``
     on, the DRAM address of what it is made from.
 
     ``missing``: elements that come from nowhere, and the specification that fills them (of one operand only).
+    ``chunks``: into how many pieces the price list cuts the work.
     """
-    elements = len(operands[0])
-    chunks = min(chunks, elements)
-    buffers = buffer_count(builder)
+
+    spec: VectorSpec
+    operands: tuple[NDArray[np.int64], ...]
+    target: int
+    operations: int
+    chunks: int
+    missing: tuple[NDArray[np.bool_], VectorSpec] | None = None
+
+
+def lower_elements(builder: Builder, task: ElementTask) -> int:
+    """Appends an element-wise function; gives its cycles by the event model.
+
+    In the chunks of the price list where all operands lie in one piece; else in the best of several numbers of chunks.
+    """
+    contiguous = task.missing is None and all((np.diff(sources) == 1).all() for sources in task.operands)
+    pads, elements = builder.spec.scratchpads, len(task.operands[0])
+    numbers = {task.chunks} if contiguous else {task.chunks, *(1 << i for i in range(9))}
+    best: tuple[int, list[Chunk]] | None = None
+    for number in sorted(min(number, elements) for number in numbers):
+        held = min(buffer_count(builder), number) * -(-elements // number)
+        if held * len(task.operands) <= pads.input_kib * 1024 and held <= pads.accumulator_kib * 1024:
+            found = _element_chunks(builder, task, number)
+            cycles = chunk_cycles(builder, found)
+            if best is None or cycles < best[0]:
+                best = cycles, found
+    assert best is not None, "the price list's chunks fit"
+    emit_chunks(builder, best[1])
+    return best[0]
+
+
+def _element_chunks(builder: Builder, task: ElementTask, chunks: int) -> list[Chunk]:
+    operands, elements = task.operands, len(task.operands[0])
     most = -(-elements // chunks)
+    number = builder.vectors.number(task.spec)
     found = []
-    number = builder.vectors.number(spec)
     for i in range(chunks):
         first, last = elements * i // chunks, elements * (i + 1) // chunks
-        slot = i % buffers
-        share = operations * (i + 1) // chunks - operations * i // chunks
+        share = task.operations * (i + 1) // chunks - task.operations * i // chunks
+        slot = i % buffer_count(builder)
         places = [(slot * len(operands) + j) * most for j in range(len(operands))]
+        result = slot * most
         loads: list[Load] = []
         vectors: list[Vector] = []
-        b_address = places[1] if len(places) > 1 else -1
-        if missing is None:
+        if task.missing is None:
             for place, sources in zip(places, operands, strict=True):
-                loads += [Load(t.dram_address, t.chip_address, t.loops) for t in gather(sources[first:last], place)]
-            vectors.append(Vector(number, places[0], slot * most, last - first, share, b_address))
+                loads += _loads(gather(sources[first:last], place))
+            other = places[1] if len(places) > 1 else -1
+            vectors.append(Vector(number, places[0], result, last - first, share, other))
         else:
-            holes, fill = missing
-            if holes[first:last].any():
-                vectors.append(Vector(builder.vectors.number(fill), -1, slot * most, last - first, share))
-            edges = np.flatnonzero(np.diff(np.concatenate(([True], holes[first:last], [True]))))
+            holes, fill = task.missing
+            here = holes[first:last]
+            if here.any():
+                vectors.append(Vector(builder.vectors.number(fill), 0, result, last - first, share))
+            edges = np.flatnonzero(np.diff(np.concatenate(([True], here, [True])).astype(np.int8)))
             for begin, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
-                sources = operands[0][first + begin : first + end]
-                loads += [Load(t.dram_address, t.chip_address, t.loops) for t in gather(sources, places[0] + begin)]
-                work = 0 if holes[first:last].any() else share
-                vectors.append(Vector(number, places[0] + begin, slot * most + begin, end - begin, work))
-        store = Store(target + first, slot * most, Loops(last - first), lanes=1)
+                loads += _loads(gather(operands[0][first + begin : first + end], places[0] + begin))
+                work = 0 if here.any() else share
+                vectors.append(Vector(number, places[0] + begin, result + begin, end - begin, work))
+        store = Store(task.target + first, result, Loops(last - first), lanes=1)
         found.append(Chunk(tuple(loads), tuple(vectors), (store,)))
-    pads = builder.spec.scratchpads
-    assert min(buffers, chunks) * most * len(operands) <= pads.input_kib * 1024, "the chunks do not fit the scratchpad"
-    assert min(buffers, chunks) * most <= pads.accumulator_kib * 1024, "the chunks do not fit the accumulator memory"
-    emit_chunks(builder, found)
+    return found
+
+
+def _loads(transfers: Sequence[Transfer]) -> list[Load]:
+    return [Load(t.dram_address, t.chip_address, t.loops) for t in transfers]
 
 
 @dataclass(frozen=True)
@@ -120,8 +167,9 @@ class PoolTask:
     chunks: int
 
 
-def lower_pool(builder: Builder, task: PoolTask) -> None:
-    """A pool in pieces of blocks and rows; each loads the lines that its windows reach.
+def lower_pool(builder: Builder, task: PoolTask) -> int:
+    """Appends a pool in pieces of blocks and rows, each of which loads the lines that its windows reach; gives its
+    cycles by the event model.
 
     As many pieces as the price list has chunks, where blocks and rows allow, and more where they do not fit.
     """
@@ -140,7 +188,7 @@ def lower_pool(builder: Builder, task: PoolTask) -> None:
             raise UnsupportedError("a pool of which not even a row fits the memories")
         wanted += 1
     total = task.target.images * task.target.channels * task.target.positions
-    found = []
+    found: list[Chunk] = []
     done = 0
     for image in range(task.source.images):
         for lanes, out, read in pieces:
@@ -156,9 +204,9 @@ def lower_pool(builder: Builder, task: PoolTask) -> None:
             stores = tuple(
                 Store(task.target.address + p.offset, slot * room_out + p.tile_offset, p.loops, p.lanes) for p in parts
             )
-            loads = tuple(Load(t.dram_address, t.chip_address, t.loops) for t in transfers)
-            found.append(Chunk(loads, (vector,), stores))
+            found.append(Chunk(tuple(_loads(transfers)), (vector,), stores))
     emit_chunks(builder, found)
+    return chunk_cycles(builder, found)
 
 
 def _window(window: Window, out: Box, stored: StoredPiece) -> Window:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from accel_sim.program.isa import Sum, VectorFunction, VectorSpec, Window
 from codegen.asic_compile.builder import Builder
 from codegen.asic_compile.places import Place
-from codegen.asic_compile.transfers import WholeMap
-from codegen.asic_compile.vector import PoolTask, lower_elements, lower_pool
+from codegen.asic_compile.tensors import TensorPlaces
+from codegen.asic_compile.vector import ElementTask, PoolTask, lower_elements, lower_pool
 from codegen.quantized.graph import (
     Pool,
     QMove,
@@ -22,7 +22,6 @@ from codegen.quantized.graph import (
     QSum,
     QTable,
     QuantizedGraph,
-    average_multiplier,
 )
 
 _COPY = VectorSpec(VectorFunction.COPY)
@@ -41,25 +40,24 @@ def lower_vector(
     builder: Builder,
     graph: QuantizedGraph,
     operation: QOperation,
-    places: Mapping[str, Place],
-    map_of: Callable[[str], WholeMap],
+    places: TensorPlaces,
     chunks: int,
-) -> None:
-    """Appends the instructions of ``operation``, in ``chunks`` pieces where that many make sense.
-
-    ``map_of``: tensors that lie in the layout of maps.
+) -> int:
+    """Appends the instructions of ``operation``, in ``chunks`` pieces where that many make sense; gives its cycles by
+    the event model.
     """
     tensors = graph.tensors
     if isinstance(operation, QPool):
-        _lower_pool(builder, graph, operation, map_of, chunks)
-        return
+        return _lower_pool(builder, graph, operation, places, chunks)
     if isinstance(operation, QMove):
-        _lower_moves(builder, graph, operation, places, chunks)
-        return
+        return _lower_moves(builder, graph, operation, places, chunks)
     if isinstance(operation, QSum):
         a, b, y = (tensors[name] for name in (operation.a, operation.b, operation.output))
-        ratios = (float(np.float32(v)) for v in (operation.a_ratio, operation.b_ratio, operation.offset))
-        entry = Sum(*ratios, operation.low, operation.high, True, a.signed, b.signed, y.signed)
+        a_ratio, b_ratio, offset = (
+            float(np.float32(v)) for v in (operation.a_ratio, operation.b_ratio, operation.offset)
+        )
+        limits = operation.low, operation.high
+        entry = Sum(a_ratio, b_ratio, offset, *limits, True, a.signed, b.signed, y.signed)
         spec = VectorSpec(VectorFunction.SUM, sum=builder.sums.number(entry), signed=y.signed)
         names = [operation.a, operation.b]
     elif isinstance(operation, QProduct):
@@ -82,16 +80,16 @@ def lower_vector(
     target = places[operation.output]
     shape = tensors[operation.output].shape
     order = np.argsort(target.offsets.reshape(-1))
-    operands = [_addresses(places[name], shape).reshape(-1)[order] for name in names]
-    lower_elements(builder, spec, operands, target.address, len(order), chunks)
+    operands = tuple(_addresses(places[name], shape).reshape(-1)[order] for name in names)
+    return lower_elements(builder, ElementTask(spec, operands, target.address, len(order), chunks))
 
 
-def lower_move(builder: Builder, source: Place, target: Place) -> None:
-    """Copies a tensor into another order of its bytes."""
+def lower_move(builder: Builder, source: Place, target: Place) -> int:
+    """Copies a tensor into another order of its bytes; gives the cycles by the event model."""
     order = np.argsort(target.offsets.reshape(-1))
     sources = _addresses(source, target.offsets.shape).reshape(-1)[order]
     chunks = _fitting_chunks(builder, len(order))
-    lower_elements(builder, _COPY, [sources], target.address, len(order), chunks)
+    return lower_elements(builder, ElementTask(_COPY, (sources,), target.address, len(order), chunks))
 
 
 def _fitting_chunks(builder: Builder, elements: int) -> int:
@@ -107,7 +105,7 @@ def _addresses(place: Place, shape: tuple[int, ...]) -> NDArray[np.int64]:
 
 def _lower_moves(
     builder: Builder, graph: QuantizedGraph, operation: QMove, places: Mapping[str, Place], chunks: int
-) -> None:
+) -> int:
     target = places[operation.output]
     tensor = graph.tensors[operation.output]
     sources = np.full(tensor.shape, -1, np.int64)
@@ -127,12 +125,10 @@ def _lower_moves(
     holes = wanted < 0
     fill = VectorSpec(VectorFunction.FILL, zero_point=0 if operation.fill is None else operation.fill)
     missing = (holes, fill) if holes.any() else None
-    lower_elements(builder, _COPY, [wanted], target.address, len(order), chunks, missing)
+    return lower_elements(builder, ElementTask(_COPY, (wanted,), target.address, len(order), chunks, missing))
 
 
-def _lower_pool(
-    builder: Builder, graph: QuantizedGraph, operation: QPool, map_of: Callable[[str], WholeMap], chunks: int
-) -> None:
+def _lower_pool(builder: Builder, graph: QuantizedGraph, operation: QPool, places: TensorPlaces, chunks: int) -> int:
     x, y = graph.tensors[operation.input], graph.tensors[operation.output]
     n = len(operation.kernel)
     fill = (1,) * (3 - n)
@@ -140,7 +136,7 @@ def _lower_pool(
     strides: Any = (*fill, *operation.strides)
     dilations: Any = (*fill, *operation.dilations)
     origin: Any = (*(0,) * (3 - n), *(-pad for pad in operation.pads[:n]))
-    source, target = map_of(operation.input), map_of(operation.output)
+    source, target = places.as_map(operation.input), places.as_map(operation.output)
     window = Window(1, 1, source.size, target.size, kernel, strides, dilations, origin, x.limits[0], x.signed)
     if operation.kind is Pool.MAX:
         spec = VectorSpec(VectorFunction.MAX_POOL, signed=x.signed)
@@ -156,5 +152,4 @@ def _lower_pool(
             signed=x.signed,
             count_padding=operation.count_padding,
         )
-    assert float(average_multiplier(x, y, 1)) > 0
-    lower_pool(builder, PoolTask(source, target, window, spec, max(source.bytes, target.bytes), chunks))
+    return lower_pool(builder, PoolTask(source, target, window, spec, max(source.bytes, target.bytes), chunks))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from accel_sim.energy import layer_energy_pj
+from accel_sim.engine import Result, run
 from accel_sim.pricing.candidate import PRICE
 from accel_sim.pricing.candidates import list_candidates
 from accel_sim.pricing.layer import Layer, layer_table
@@ -21,7 +22,8 @@ from codegen.asic_compile.builder import Builder
 from codegen.asic_compile.layer import LayerTask, lower_layer
 from codegen.asic_compile.transfers import WholeMap
 
-X_ZERO, Y_ZERO, R_ZERO = 3, -7, 11
+X_ZERO, Y_ZERO = 3, -7
+"""Zero points of a layer's input and output; a layer without a bias has an input without a zero point."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,19 +55,21 @@ def random_values(layer: Layer, kernel: tuple[int, int, int], dilations: tuple[i
     return Values(x, weight, bias, residual, scales, kernel, dilations)
 
 
+def zero_point(layer: Layer) -> int:
+    return X_ZERO if layer.bias else 0
+
+
 def accumulators(layer: Layer, values: Values) -> np.ndarray:
     """bias + sum of weight * (x - zero point), (batch, filters, *out), tap by tap."""
     size, out = layer.size, layer.out
-    before = layer.pad
-    after = [max((o - 1) * s + r - z - b, 0) for o, s, r, z, b in zip(out, layer.stride, layer.reach, size, before)]
-    x = values.x.astype(np.int64) - X_ZERO
-    x = np.pad(x, ((0, 0), (0, 0), *zip(before, after)))
+    axes = list(zip(out, layer.stride, layer.reach, size, layer.pad, strict=True))
+    pads = [(before, max((o - 1) * stride + reach - n - before, 0)) for o, stride, reach, n, before in axes]
+    x = np.pad(values.x.astype(np.int64) - zero_point(layer), ((0, 0), (0, 0), *pads))
     total = np.zeros((layer.batch, layer.groups * layer.filters, *out), np.int64)
     for tap, at in enumerate(np.ndindex(*values.kernel)):
-        begin = [a * d for a, d in zip(at, values.dilations)]
-        cut = tuple(slice(b, b + (o - 1) * s + 1, s) for b, o, s in zip(begin, out, layer.stride))
-        part = x[(slice(None), slice(None), *cut)]
-        part = part.reshape(layer.batch, layer.groups, layer.channels, *out)
+        begin = [a * d for a, d in zip(at, values.dilations, strict=True)]
+        cut = [slice(b, b + (o - 1) * s + 1, s) for b, o, s in zip(begin, out, layer.stride, strict=True)]
+        part = x[(slice(None), slice(None), *cut)].reshape(layer.batch, layer.groups, layer.channels, *out)
         weight = values.weight[:, :, tap].reshape(layer.groups, layer.filters, layer.channels).astype(np.int64)
         total += np.einsum("bgcdhw,gfc->bgfdhw", part, weight).reshape(total.shape)
     if values.bias is not None:
@@ -102,10 +106,10 @@ def priced(
 
 
 def folded_bias(layer: Layer, values: Values) -> np.ndarray | None:
-    """The input's zero point in the bias, as the compiler does it; without a bias there is no zero point."""
+    """The input's zero point in the bias, as the compiler does it."""
     if values.bias is None:
         return None
-    return values.bias - X_ZERO * values.weight.astype(np.int64).sum(axis=(1, 2)).astype(np.int32)
+    return values.bias - zero_point(layer) * values.weight.astype(np.int64).sum(axis=(1, 2)).astype(np.int32)
 
 
 def chain_program(spec: MachineSpec, prices: list[LayerPrice], values: list[Values]) -> Program:
@@ -124,24 +128,15 @@ def chain_program(spec: MachineSpec, prices: list[LayerPrice], values: list[Valu
         else:
             maps.append(builder.place(*shape))
             role = "input" if i == 0 else ("output" if i == len(layers) else "internal")
-            builder.tensors.append(
-                Tensor(
-                    "xy"[i > 0] if role != "internal" else f"t{i}",
-                    (*shape[:2], *size),
-                    maps[-1].address,
-                    1.0,
-                    0,
-                    True,
-                    role,
-                )
-            )
+            name = {"input": "x", "output": "y"}.get(role, f"t{i}")
+            builder.tensors.append(Tensor(name, (*shape[:2], *size), maps[-1].address, 1.0, 0, True, role))
     last = layers[-1]
     residual = None
     if last.residual:
         residual = builder.place(last.batch, last.filters * last.groups, last.out)
         shape = (last.batch, last.filters * last.groups, *last.out)
         builder.tensors.append(Tensor("r", shape, residual.address, 1.0, 0, True, "input"))
-    for i, (price, value) in enumerate(zip(prices, values)):
+    for i, (price, value) in enumerate(zip(prices, values, strict=True)):
         begin, end = 0, room
         for at, kept in ((i, price.input_on_chip), (i + 1, price.output_on_chip)):
             if kept and at % 2:
@@ -155,7 +150,7 @@ def chain_program(spec: MachineSpec, prices: list[LayerPrice], values: list[Valu
         output = Output(builder.scales(value.scales), True, Y_ZERO, -128, 127, True, sum=total)
         bias = folded_bias(price.layer, value)
         task = LayerTask(
-            price, value.weight, bias, value.kernel, value.dilations, X_ZERO if bias is not None else 0, True,
+            price, value.weight, bias, value.kernel, value.dilations, zero_point(price.layer), True,
             maps[i], maps[i + 1], residual if price.layer.residual else None,
             builder.outputs.number(output), begin, end,
         )  # fmt: skip
@@ -163,6 +158,25 @@ def chain_program(spec: MachineSpec, prices: list[LayerPrice], values: list[Valu
     return builder.program()
 
 
-def without_zero_point(values: Values) -> Values:
-    """Values whose input has the zero point 0: what a layer without a bias must have."""
-    return replace(values, x=values.x)
+def run_chain(
+    spec: MachineSpec, prices: list[LayerPrice], values: list[Values]
+) -> tuple[np.ndarray, np.ndarray, Result]:
+    """(engine's bytes, expected bytes, engine's result) of a chain; each stage's input is what the one before gave."""
+    program = chain_program(spec, prices, values)
+    feeds = {"x": values[0].x}
+    if values[-1].residual is not None:
+        feeds["r"] = values[-1].residual
+    result = run(program, spec, feeds)
+    y = values[0].x
+    for price, value in zip(prices, values, strict=True):
+        y = expected(price.layer, replace(value, x=y))
+    return result.outputs["y"], y, result
+
+
+def layer_cycles(result: Result) -> list[int]:
+    """The engine's cycles of each layer: from one barrier to the next."""
+    return [int(cycles) for cycles in np.diff(result.schedule.barriers)]
+
+
+def moved_bytes(result: Result) -> int:
+    return int(result.schedule.columns.moved_bytes.sum())
