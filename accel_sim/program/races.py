@@ -13,7 +13,7 @@ from accel_sim.jit import compiled
 from accel_sim.program.accesses import INDEX, MEMORY, MEMORY_NAMES, WRITE, Accesses, common_byte
 from accel_sim.program.code_order import Code
 from accel_sim.program.errors import ProgramError
-from accel_sim.program.token_run import LANES, lanes_of
+from accel_sim.program.token_run import LANES, LOADS, PRODUCTS, STORES, lanes_of
 
 Ints = NDArray[np.int64]
 
@@ -25,8 +25,10 @@ def check_races(code: Code, ended: Ints, accesses: Accesses) -> None:
     """Raises :class:`ProgramError` for a write that meets another access of the same bytes.
 
     ``ended`` as :func:`accel_sim.program.token_run.run_tokens` gives it. Two stores into DRAM, two loads, two
-    products never meet: they follow each other. Whether strided transfers have a byte in common is computed exactly,
-    unless that takes more than a million steps; such pairs, and what goes beyond 2^28 steps in all, are the engine's.
+    products never meet: they follow each other. Nor does a load meet a store into DRAM that was asked for no later,
+    which is known if the store waited for no product that the load has not waited for: the channel serves it first.
+    Whether strided transfers have a byte in common is computed exactly, unless that takes more than a million steps;
+    such pairs, and what goes beyond 2^28 steps in all, are the engine's.
     """
     table, begins = accesses.table(len(code))
     lanes = lanes_of(code)
@@ -67,7 +69,10 @@ def _find(
         other = ended[a, second_lane]
         while other < second.size and ended[second[other], first_lane] <= at:
             b = second[other]
+            other += 1
             work[0] += 1
+            if first_lane == LOADS and second_lane == STORES and ended[b, PRODUCTS] <= ended[a, PRODUCTS]:
+                continue
             for i in range(begins[a], begins[a + 1]):
                 for j in range(begins[b], begins[b + 1]):
                     work[0] += 1
@@ -80,5 +85,4 @@ def _find(
                         return True
             if work[0] > _MOST_WORK:
                 return False
-            other += 1
     return False

@@ -17,8 +17,10 @@ from accel_sim.program.isa import Queue
 
 Ints = NDArray[np.int64]
 
+LOADS, PRODUCTS, STORES, STORES_ON_CHIP = 0, 1, 2, 3
+"""Lanes: loads, the execute queue, stores into DRAM, stores into the scratchpad. Each ends in order."""
+
 LANES = 4
-"""Loads, execute, stores to DRAM, stores to the scratchpad: the instructions of one lane end in order."""
 
 _ENDED, _DEADLOCK, _LEFT_OVER = 0, 1, 2
 _KINDS = 4
@@ -26,7 +28,7 @@ _KINDS = 4
 
 def lanes_of(code: Code) -> Ints:
     """The lane of each instruction; -1 for those on which all queues meet."""
-    return np.where(code.queue == BARRIER, -1, np.where(code.local, 3, code.queue))
+    return np.where(code.queue == BARRIER, -1, np.where(code.local, STORES_ON_CHIP, code.queue))
 
 
 def run_tokens(code: Code) -> Ints:
@@ -101,7 +103,7 @@ def _run(
                 ended[index] = known[queue]
                 lane = lane_of[index]
                 begun[lane] += 1
-                if queue == 1:  # carries out one thing at a time
+                if queue == PRODUCTS:  # carries out one thing at a time
                     known[queue, lane] = begun[lane]
                 for kind in range(_KINDS):
                     if (post[index] >> kind) & 1:
