@@ -52,7 +52,7 @@ def run(
 
 
 def _config(model: Path | None, config_path: Path | None, values: dict[str, Any]) -> LowerConfig:
-    from codegen.config import LowerConfig
+    from codegen.config import COMMAND_LINE, LowerConfig
 
     if model is not None and model.suffix == ".toml" and config_path is None:
         model, config_path = None, model
@@ -61,10 +61,10 @@ def _config(model: Path | None, config_path: Path | None, values: dict[str, Any]
     if config_path is None:
         if model is None:
             raise UsageError("nothing to lower: give a network (.onnx) or --config config.toml")
-        config = LowerConfig.from_values(values, "command line").resolved(Path.cwd())
+        config = LowerConfig.from_values(values, COMMAND_LINE).resolved(Path.cwd())
     else:
         # The model is a required option, so the values are checked and made absolute on a stand-in.
-        partial = LowerConfig.from_values({"model": config_path, **values}, "command line").resolved(Path.cwd())
+        partial = LowerConfig.from_values({"model": config_path, **values}, COMMAND_LINE).resolved(Path.cwd())
         config = LowerConfig.from_toml(config_path, {name: getattr(partial, name) for name in values})
     if config.output is None and not config.dry_run:
         raise UsageError("no output folder: give -o DIR")

@@ -16,6 +16,9 @@ from codegen.toml_text import dumps
 from passes.core.cost import METRICS
 from passes.errors import InputError, UsageError
 
+COMMAND_LINE = "command line"
+"""Where options stand that are written with dashes."""
+
 _HEADER = "The resolved run. To repeat it: rankc lower --config config.toml -o ANOTHER_FOLDER"
 _OCCASION = frozenset({"output", "force", "resume", "dump_ir", "explain", "dry_run"})
 """Options of the occasion: they change what is said and where it goes, never the result."""
@@ -81,7 +84,10 @@ class LowerConfig(BaseModel):
             if first["type"] == "missing":
                 raise UsageError(f"{where}: {option!r} is missing") from error
             shown = str(first["input"])
-            raise UsageError(f"{where}: {option} = {shown!r}: {first['msg'].lower()}") from error
+            what = (
+                f"--{option.replace('_', '-')} {shown!r}" if where == COMMAND_LINE else f"{where}: {option} = {shown!r}"
+            )
+            raise UsageError(f"{what}: {first['msg'].lower()}") from error
 
     @property
     def parsed_budgets(self) -> tuple[Budget, ...]:

@@ -49,6 +49,8 @@ def load(path: Path) -> tuple[ModelProto, tuple[Path, ...]]:
     except RankcError:
         raise
     except Exception as error:  # protobuf has several; all mean the same
+        if path.suffix.lower() != ".onnx":
+            raise InputError(f"{path} is no ONNX model; give an .onnx file, as torch.onnx.export writes it") from error
         raise InputError(f"{path} is truncated, damaged or no ONNX model; export it again") from error
     with refusing(path):
         _check_versions(path, model)

@@ -61,6 +61,13 @@ def test_files_that_are_no_models(tmp_path: Path) -> None:
     assert "holds no ONNX network" in refusal(path)
 
 
+@pytest.mark.parametrize("name", ["net.pt", "weights.safetensors", "net"])
+def test_files_of_other_frameworks(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"PK\x03\x04" + b"hello world, I am no model\n" * 9)
+    assert "is no ONNX model; give an .onnx file, as torch.onnx.export writes it" in refusal(path)
+
+
 def test_a_file_without_permission(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     onnx.save(network(), path)
