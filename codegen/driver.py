@@ -45,7 +45,6 @@ from passes.onnx_stepper import Stepper
 from passes.ranks.candidates import candidates
 from passes.ranks.problem import RankPlan
 
-
 __all__ = ["CANONICAL", "inspect", "lower"]
 
 
@@ -159,8 +158,19 @@ def _check_names(config: LowerConfig) -> None:
     for name in config.formats:
         if name != "dense":
             registry.FORMATS.load(name)
-    if config.plan is not None and not config.plan.is_file():
-        raise InputError(f"{config.plan}: no such plan; give the plan.json of an earlier run")
+    if config.plan is not None:
+        _read_plan(config.plan)
+
+
+def _read_plan(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Format and rank by layer. InputError where the file is no plan."""
+    try:
+        layers = json.loads(path.read_text())["layers"]
+        return {layer["name"]: (str(layer["choice"]), tuple(int(r) for r in layer["rank"])) for layer in layers}
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read as a plan: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: is no plan; give the plan.json of an earlier run") from error
 
 
 def _data(source: str | None, graph: OnnxGraph, config: LowerConfig) -> Dataset | None:
@@ -306,11 +316,7 @@ class _Search:
     def _replayed(self, path: Path) -> Attempt:
         """The attempt that a plan.json describes. InputError where it does not fit the network."""
         assert self.space is not None
-        try:
-            layers = json.loads(path.read_text())["layers"]
-            wanted = {layer["name"]: (str(layer["choice"]), tuple(int(r) for r in layer["rank"])) for layer in layers}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: cannot be read as a plan: {error}") from error
+        wanted = _read_plan(path)
         sites = {site.name: site for site in self.space.sites}
         missing = sorted(set(wanted) - set(sites))
         if missing:

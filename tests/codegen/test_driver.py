@@ -138,7 +138,7 @@ def test_a_plan_is_replayed(tmp_path: Path, calibration: Path) -> None:
     [
         ([{"name": "nowhere", "choice": "svd", "rank": [3]}], "no rewritable layer 'nowhere'"),
         ([{"name": None, "choice": "svd", "rank": [3]}], "cannot be svd of rank"),
-        ("nonsense", "cannot be read as a plan"),
+        ("nonsense", "is no plan; give the plan.json of an earlier run"),
     ],
 )
 def test_a_plan_of_another_network_is_refused(tmp_path: Path, calibration: Path, layers: Any, message: str) -> None:
@@ -209,3 +209,13 @@ def test_inspect_names_every_layer(calibration: Path) -> None:
     nodes = [n.name for n in onnx.load(DIGITS).graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]
     assert sorted(row.node for row in rows) == sorted(nodes)
     assert {row.status for row in rows} <= {"rewritable", "kept"} and all(row.reason for row in rows)
+
+
+def test_the_plan_of_the_lowest_loss_stays(tmp_path: Path, calibration: Path) -> None:
+    report = run(tmp_path / "out", calibration, budgets={"latency": "60%"}, effort="default").report
+    notes = [turn["note"] for turn in report["solver"]["iterations"] if "loss on" in turn.get("note", "")]
+    losses = [float(note.rsplit(" ", 1)[1]) for note in notes]
+    assert len(losses) > 2 and any("turn 1 learned" in note for note in notes)
+    before, after = onnx_outputs(DIGITS, calibration), onnx_outputs(tmp_path / "out" / "model.onnx", calibration)
+    p, q = (torch.log_softmax(torch.from_numpy(o).double(), 1) for o in (before, after))
+    assert float((p.exp() * (p - q)).sum(1).mean()) == pytest.approx(min(losses), rel=2e-2)
