@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -193,9 +192,6 @@ class Reader:
     def set_bytes(self, names: tuple[str, ...], tensor: str) -> None:
         """The ONNX tensors ``names`` are the bytes of ``tensor``."""
         self.views.update(dict.fromkeys(names, View(tensor)))
-
-    def outputs(self, node: NodeProto) -> Iterator[str]:
-        return (name for name in node.output if name)
 
 
 def _type_name(kind: int) -> str:
