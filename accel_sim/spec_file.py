@@ -19,6 +19,7 @@ DEFAULT_PRESET = "edge_16x16"
 """What ``--target asic`` means."""
 
 _TARGETS = "targets"
+_LARGEST_INTEGER = 1 << 63
 _SRAM = "sram_kib"
 
 
@@ -59,7 +60,9 @@ def _read(name_or_path: str | Path) -> tuple[str, str]:
 def _parse(text: str, where: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError as error:
+        raise SpecError(f"{where}: brackets or keys are nested too deep") from error
+    except ValueError as error:  # also of a number with more digits than Python reads
         # The parser gives the line, not the key: a person looks for the key.
         at = re.search(r"line (\d+)", str(error))
         line = text.splitlines()[int(at.group(1)) - 1].strip() if at else ""
@@ -111,6 +114,8 @@ def _checked(value: Any, kind: Any, metadata: Mapping[str, Any], what: str) -> A
             raise SpecError(f"{what} names one entry twice: {value!r}")
         return tuple(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) > _LARGEST_INTEGER:
+            raise SpecError(f"{what} is larger than any number here")
         value = float(value)
     if type(value) is not kind:
         raise SpecError(f"{what} must be {_ARTICLE[kind]}, not {value!r}")
