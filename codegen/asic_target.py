@@ -1,4 +1,4 @@
-"""The target ``asic``: a machine of :mod:`accel_sim`, priced in cycles; the network itself is emitted for the host."""
+"""The target ``asic``: a machine of :mod:`accel_sim`, priced in cycles; its programs run on the engine."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from accel_sim.spec import SpecError
 from accel_sim.spec_file import DEFAULT_PRESET, load_spec
+from codegen.asic_emission import AsicEmitter
 from codegen.asic_latency import AsicLatency
-from codegen.emission import emit_host_library
 from codegen.report.build import tool_versions
 from codegen.target import Target
 from codegen.tvm_versions import check_tvm
@@ -35,11 +35,12 @@ class AsicTarget:
                 spec = load_spec(self.machine, options)
         except SpecError as error:
             raise UsageError(f"--target {written!r}: {error}") from error
+        prices = AsicLatency(spec)
         return Target(
             name=_short(written),
             spec=asdict(spec),
-            latency=AsicLatency(spec),
-            emit=emit_host_library,
+            latency=prices,
+            emit=AsicEmitter(spec, self.machine, options, prices),
             clock_hz=spec.clock_mhz * 1e6,
             versions=tool_versions(),
         )

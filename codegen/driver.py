@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ from codegen.checked_passes import CANONICAL, run_checked
 from codegen.checkpoint import RunKey, file_sha256
 from codegen.config import LowerConfig
 from codegen.dataset import Dataset, load, random_inputs
-from codegen.emission import EmissionRequest
+from codegen.emission import Emission, EmissionRequest
 from codegen.events import Events, RecordingEvents
 from codegen.memory import Memory
+from codegen.report.build import Verification
 from codegen.result import InspectRow, LowerResult
-from codegen.results import NO_GAIN, Facts, write_results
+from codegen.results import NO_GAIN, Facts, emitted_value, write_results
 from codegen.search import Attempt, best_within_budgets, carry_out, fastest_within
 from codegen.space import EFFORTS, Selection, Space, build_space, calibration_count
 from codegen.target import Target, parse_target
@@ -38,6 +39,7 @@ from passes.drop_dead_code import DropDeadCode
 from passes.errors import InputError, UsageError
 from passes.factorize import Factorize
 from passes.fuse_pointwise import FusePointwise
+from passes.graph import Note
 from passes.instruments import DumpIR
 from passes.manager import PassManager
 from passes.onnx_graph import OnnxGraph
@@ -46,6 +48,10 @@ from passes.ranks.candidates import candidates
 from passes.ranks.problem import RankPlan
 
 __all__ = ["CANONICAL", "inspect", "lower"]
+
+
+_CORRECTIONS = 2
+"""How often a plan is searched anew because the emitted program takes more than the price list said."""
 
 
 def lower(config: LowerConfig, events: Events) -> LowerResult:
@@ -76,43 +82,74 @@ def lower(config: LowerConfig, events: Events) -> LowerResult:
             network, canonical = run_checked(CANONICAL, original, one, instruments, run)
         before = target.latency.network(original.workload())
         search = _Search(config, target, network, data, before, run)
-        found = search.run(workspace)
-        with run.stage("rewrite"):
-            factorized = network.clone()
-            outcome = PassManager([Factorize(found.chains)], instruments).run(factorized)
-            metrics = ("latency", *(m for m in search.budgets if m != "latency"))
-            tidy = (FusePointwise(target.latency, metrics), DropDeadCode())
-            rewritten, tidied = run_checked(tidy, factorized, one, instruments, run)
-            after = target.latency.network(rewritten.workload())
-            harm = _harm(before, after)
-            if harm:
-                run.warning(harm)
-                rewritten, after = original, before
-        with run.stage("verify"):
-            paths = rewritten.save(workspace.staging / "model.onnx")
-            check = verify_written(paths[0], rewritten, search.samples(4), walked=search.stepper is not None)
-        emitted = target.emit(
-            EmissionRequest(
-                paths[0], workspace.staging, config.model, rewritten.input_shapes, search.samples(4), search.data,
-                search.calibrated, evaluation, config.seed, run,
-            )
-        )  # fmt: skip
+        made = _carry_through(search, original, evaluation, one, instruments, workspace)
+        for _ in range(_CORRECTIONS):
+            if made.harm or not search.tighten(made.emission):
+                break
+            made = _carry_through(search, original, evaluation, one, instruments, workspace)
         accuracy: tuple[float | None, float | None] = (None, None)
         if evaluation is not None:
             with run.stage("evaluate"):
-                accuracy = accuracies(config.model, paths[0], evaluation, apart=original.is_large)
+                accuracy = accuracies(config.model, made.paths[0], evaluation, apart=original.is_large)
         assert search.space is not None
-        check = replace(check, binary=emitted.check)
         facts = Facts(
-            config, target, run, search.space, found, search.trace, search.budgets, before, after, harm, check, emitted,
-            accuracy, (*canonical.notes, *outcome.notes, *tidied.notes), paths, search.data.source, len(search.data),
-            errors_bind=not search.budgets and config.plan is None,
+            config, target, run, search.space, made.found, search.trace, search.budgets, before, made.after, made.harm,
+            made.check, made.emission, accuracy, (*canonical.notes, *made.notes), made.paths, search.data.source,
+            len(search.data), errors_bind=not search.budgets and config.plan is None,
         )  # fmt: skip
         report = write_results(facts, workspace.staging)
         with run.stage("commit"):
             workspace.commit()
     missed = any(not b["met"] for b in report["budgets"])
     return LowerResult(report, missed, config.output)
+
+
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """A plan carried through to the emitted files."""
+
+    found: Attempt
+    after: Cost
+    harm: str
+    check: Verification
+    emission: Emission
+    notes: tuple[Note, ...]
+    paths: tuple[Path, ...]
+
+
+def _carry_through(
+    search: _Search,
+    original: OnnxGraph,
+    evaluation: Dataset | None,
+    one: Mapping[str, Any],
+    instruments: Sequence[DumpIR],
+    workspace: Workspace,
+) -> _Made:
+    """Searches, rewrites, verifies the written file and emits."""
+    run, target, network = search.run_events, search.target, search.network
+    found = search.run(workspace)
+    with run.stage("rewrite"):
+        factorized = network.clone()
+        outcome = PassManager([Factorize(found.chains)], instruments).run(factorized)
+        metrics = ("latency", *(m for m in search.budgets if m != "latency"))
+        tidy = (FusePointwise(target.latency, metrics), DropDeadCode())
+        rewritten, tidied = run_checked(tidy, factorized, one, instruments, run)
+        after = target.latency.network(rewritten.workload())
+        harm = _harm(search.before, after)
+        if harm:
+            run.warning(harm)
+            rewritten, after = original, search.before
+    with run.stage("verify"):
+        paths = tuple(rewritten.save(workspace.staging / "model.onnx"))
+        check = verify_written(paths[0], rewritten, search.samples(4), walked=search.stepper is not None)
+    emission = target.emit(
+        EmissionRequest(
+            paths[0], workspace.staging, search.config.model, rewritten.input_shapes, search.samples(4), search.data,
+            search.calibrated, evaluation, search.config.seed, run,
+        )
+    )  # fmt: skip
+    check = replace(check, binary=emission.check)
+    return _Made(found, after, harm, check, emission, (*outcome.notes, *tidied.notes), paths)
 
 
 def inspect(config: LowerConfig, events: Events) -> list[InspectRow]:
@@ -211,6 +248,7 @@ class _Search:
         self.before = before
         self.started = time.perf_counter()
         self.budgets = {b.metric: b.limit(before, target.clock_hz) for b in config.parsed_budgets}
+        self.goals = dict(self.budgets)
         self.trace: list[dict[str, Any]] = []
         self.space: Space | None = None
         self.calibrated = data is not None
@@ -260,7 +298,7 @@ class _Search:
             attempt, self.trace = best_within_budgets(
                 self.space,
                 solver,
-                self.budgets,
+                self.goals,
                 self.stepper,
                 feeds,
                 correction,
@@ -281,6 +319,17 @@ class _Search:
             )
             return attempt
         return carry_out([attempt], self.space, self.stepper, feeds, correction, self.run_events)[0]
+
+    def tighten(self, emission: Emission) -> bool:
+        """Lowers the goals by what the emitted files take beyond the budgets; False where they keep them all."""
+        over = False
+        for metric, limit in self.budgets.items():
+            value = emitted_value(emission, metric)
+            if self.config.plan is None and value is not None and value > limit * (1 + 1e-9):
+                self.goals[metric] *= limit / value * (1 - 1e-6)
+                self.run_events.note(f"the emitted program's {metric} is {value / limit - 1:.2%} over: searching again")
+                over = True
+        return over
 
     def _out_of_time(self) -> bool:
         budget = self.config.time_budget_s

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from codegen.dataset import Dataset, random_inputs
 from codegen.events import Events
 from codegen.report.build import BinaryCheck
+from codegen.report.program import ProgramReport
 from codegen.tvm_build import Binary, NoBinary, build
 from codegen.tvm_check import check_binary
 from passes.core.cost import Cost
@@ -60,12 +61,14 @@ class Emission:
     """What an emitter made.
 
     ``artifacts``: kind -> file name in the output folder, None where it could not be made. ``cost``: what the emitted
-    files cost on the target, where that is known from themselves and not from the price list.
+    files cost on the target, where that is known from themselves and not from the price list. ``program``: what is
+    to be said of an accelerator's program.
     """
 
     artifacts: dict[str, str | None] = field(default_factory=dict)
     check: BinaryCheck | None = None
     cost: Cost | None = None
+    program: ProgramReport | None = None
 
 
 def emit_host_library(request: EmissionRequest, library: str = LIBRARY) -> Emission:

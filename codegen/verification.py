@@ -73,15 +73,17 @@ def verify_written(
 
 def accuracies(before: Path, after: Path, data: Dataset, *, apart: bool) -> tuple[float, float]:
     """Top-1 accuracy of two written networks on labelled data, by onnxruntime; ``apart`` in a fresh process each."""
+    return top1(before, data, apart=apart), top1(after, data, apart=apart)
+
+
+def top1(path: Path, data: Dataset, *, apart: bool = False) -> float:
+    """Top-1 accuracy of a written network on labelled data, by onnxruntime; ``apart`` in a fresh process."""
     assert data.labels is not None
     labels = data.labels.reshape(-1)
-    scores = []
-    for path in (before, after):
-        outputs = [run[0] for run in run_file(path, list(data.batches(250)), apart=apart)]
-        classes = np.concatenate([np.atleast_2d(o).reshape(-1, o.shape[-1]).argmax(axis=1) for o in outputs])
-        if classes.shape != labels.shape:
-            raise InputError(
-                f"{data.source}: {labels.size} labels for {classes.size} predictions; labels hold one class each"
-            )
-        scores.append(float((classes == labels).mean()))
-    return scores[0], scores[1]
+    outputs = [run[0] for run in run_file(path, list(data.batches(250)), apart=apart)]
+    classes = np.concatenate([np.atleast_2d(o).reshape(-1, o.shape[-1]).argmax(axis=1) for o in outputs])
+    if classes.shape != labels.shape:
+        raise InputError(
+            f"{data.source}: {labels.size} labels for {classes.size} predictions; labels hold one class each"
+        )
+    return float((classes == labels).mean())

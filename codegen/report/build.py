@@ -9,11 +9,14 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib import resources
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jsonschema
 
 from passes.core.cost import Cost, Kind
+
+if TYPE_CHECKING:
+    from codegen.report.program import ProgramReport
 
 SCHEMA_VERSION = 1
 
@@ -55,7 +58,11 @@ class Network:
 
 @dataclass(frozen=True)
 class BudgetLine:
-    """One budget and what came of it: ``asked`` as it was written, ``bound`` the least value that was proven."""
+    """One budget and what came of it: ``asked`` as it was written, ``bound`` the least value that was proven.
+
+    ``value`` is the price list's; ``emitted`` that of the emitted files, None where these do not tell. The budget is
+    met where both are.
+    """
 
     metric: str
     asked: str
@@ -65,6 +72,7 @@ class BudgetLine:
     met: bool
     kind: Kind
     bound: float | None = None
+    emitted: float | None = None
 
 
 @dataclass(frozen=True)
@@ -123,7 +131,10 @@ class OutputError:
 
 @dataclass(frozen=True)
 class BinaryCheck:
-    """The binary, run in a fresh process, against model.onnx in onnxruntime."""
+    """The binary, run in a fresh process, against its reference.
+
+    That is model.onnx in onnxruntime, or for an accelerator's library its program on the engine.
+    """
 
     relative_l2: float
     max_abs: float
@@ -176,6 +187,7 @@ class Report:
     timings: dict[str, float] = field(default_factory=dict)
     notes: tuple[NoteRow, ...] = ()
     warnings: tuple[str, ...] = ()
+    program: ProgramReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values, validated against the published schema.

@@ -134,10 +134,36 @@ def print_report(report: dict[str, Any], *, explain: bool = False, stream: TextI
             console.print(f"note  {escape(at + note['text'])}", highlight=False)
     console.print()
     console.print(_summary(report))
+    if report["program"] is not None:
+        _print_program(console, report["program"])
     error = report["output_error"]
     if error["relative_l2"] is not None:
         text = f"output error {error['relative_l2']:.3g} (relative L2, {error['samples']} samples, {error['data']})"
         console.print(escape(text), highlight=False)
+
+
+def _print_program(console: Console, program: dict[str, Any]) -> None:
+    latency, predicted = program["latency"], program["predicted_latency"]
+    text = f"program {quantity(latency['value'], 'cycles')} on the engine"
+    text += f" (price list {quantity(predicted['value'], 'cycles')}), {quantity(program['time_s'], 's')}"
+    if program["baseline_latency"] is not None:
+        before = program["baseline_latency"]["value"]
+        text += f", {ratio(latency['value'], before)} of the {quantity(before, 'cycles')} of the network as it came"
+    console.print(escape(text), highlight=False)
+    parts = []
+    if program["accuracy"] is not None:
+        parts.append(f"accuracy in int8 {quantity(program['accuracy']['value'], 'top-1')}")
+    if program["agreement"] is not None:
+        found = program["agreement"]
+        parts.append(
+            f"{found['different']} of {found['compared']} output bytes differ from onnxruntime's integer kernels"
+        )
+    if not program["calibrated"]:
+        parts.append("ranges from random inputs: cycles hold, values do not")
+    if program["host"]:
+        parts.append(f"on the host: {', '.join(call['name'] for call in program['host'])}")
+    if parts:
+        console.print(escape("  ".join(parts)), highlight=False)
 
 
 def _summary(report: dict[str, Any]) -> Table:

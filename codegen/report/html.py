@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 
 from codegen.report import numbers
+from codegen.report.timeline import timeline_svg
 
 NAMES = {
     "latency": "latency",
@@ -55,4 +56,5 @@ def to_html(report: dict[str, Any]) -> str:
     summary = [
         (metric, report["baseline"][metric], report["result"][metric]) for metric in METRICS if report["result"][metric]
     ]
-    return _template().render(report=report, summary=summary, layers=bars, names=NAMES) + "\n"
+    timeline = None if report["program"] is None else timeline_svg(report["program"]["layers"])
+    return _template().render(report=report, summary=summary, layers=bars, names=NAMES, timeline=timeline) + "\n"

@@ -1,0 +1,169 @@
+"""What is deployed on an accelerator: the quantized network, its program, and a library that carries the program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from accel_sim.engine.trace import chrome_trace
+from accel_sim.program.container import encode, write_program
+from accel_sim.program.listing import write_listing
+from accel_sim.spec import MachineSpec
+from codegen.asic_binary.build import build
+from codegen.asic_binary.check import run_library
+from codegen.asic_binary.segments import Cut, cut
+from codegen.asic_compile.compile import compile_graph
+from codegen.asic_latency import AsicLatency
+from codegen.asic_program import AsicProgram, baseline_cycles, compare, make_program, program_report
+from codegen.emission import LIBRARY, Emission, EmissionRequest, emit_host_library
+from codegen.quantized.graph import QuantizedGraph
+from codegen.quantized.reference import dequantize_array
+from codegen.report.build import BinaryCheck
+from codegen.tvm_build import NoBinary
+from codegen.tvm_check import difference
+from codegen.verification import top1
+from passes.core.cost import Cost
+from passes.errors import InputError, UnsupportedError, VerificationError
+
+HOST_LIBRARY = "model_host.so"
+QUANTIZED = "model_int8.onnx"
+PROGRAM, LISTING, TRACE = "program.bin", "program.lst", "trace.json"
+
+_CHECKED_SAMPLES = 2
+"""Single inferences on the engine with values and hazards; the library repeats them."""
+
+_TRACED_INSTRUCTIONS = 50_000
+"""A trace of more is no picture that a browser opens."""
+
+
+@dataclass(frozen=True, eq=False)
+class AsicEmitter:
+    """Emits for ``spec``; ``machine`` and ``options`` are how :func:`accel_sim.spec_file.load_spec` finds it again."""
+
+    spec: MachineSpec
+    machine: str
+    options: Mapping[str, str]
+    prices: AsicLatency
+
+    def __call__(self, request: EmissionRequest) -> Emission:
+        """Writes program.bin, its listing and trace, model_int8.onnx, model.so and model_host.so, as far as there are.
+
+        A machine or a network without a program keeps model.onnx and model_host.so; a warning says why.
+        """
+        host = emit_host_library(request, HOST_LIBRARY)
+        artifacts: dict[str, str | None] = {"binary": None, "host_binary": host.artifacts["binary"], "program": None}
+        try:
+            program = self._program(request)
+        except (UnsupportedError, InputError) as error:
+            request.events.warning(f"no {PROGRAM}: {error}")
+            return Emission(artifacts, host.check)
+        folder = request.folder
+        compiled = program.compiled.program
+        write_program(compiled, folder / PROGRAM)
+        write_listing(compiled, folder / LISTING, self.spec, data=False)
+        artifacts |= {"program": PROGRAM, "listing": LISTING}
+        if program.quantized.parent == folder and program.quantized.name == QUANTIZED:
+            artifacts["quantized"] = QUANTIZED
+        if len(compiled.code) <= _TRACED_INSTRUCTIONS:
+            text = chrome_trace(compiled, program.result.schedule, program.layers, self.spec.clock_mhz)
+            (folder / TRACE).write_text(text, encoding="utf-8")
+            artifacts["trace"] = TRACE
+        samples = _bound(program.graph, request.samples)[:_CHECKED_SAMPLES]
+        with request.events.stage("check the program"):
+            agreement, outputs = compare(program, samples)
+        check = self._library(request, program, samples, outputs)
+        if check is not None:
+            artifacts["binary"] = LIBRARY
+        report = program_report(program, self._baseline(request), agreement, _accuracy(request, program))
+        return Emission(artifacts, check or host.check, program.cost, report)
+
+    def _program(self, request: EmissionRequest) -> AsicProgram:
+        calibration = request.calibration if request.calibrated else None
+        return make_program(
+            request.model,
+            request.folder / QUANTIZED,
+            self.spec,
+            self.prices,
+            calibration,
+            request.shapes,
+            request.seed,
+            request.events,
+        )
+
+    def _baseline(self, request: EmissionRequest) -> Cost | None:
+        try:
+            return baseline_cycles(
+                request.original, self.spec, self.prices, request.shapes, request.seed, request.events
+            )
+        except (UnsupportedError, InputError) as error:
+            request.events.note(f"the network as it came has no program: {error}")
+            return None
+
+    def _library(
+        self,
+        request: EmissionRequest,
+        program: AsicProgram,
+        samples: Sequence[Mapping[str, NDArray[Any]]],
+        outputs: Sequence[Mapping[str, NDArray[Any]]],
+    ) -> BinaryCheck | None:
+        """Builds model.so and holds it to the engine's own outputs and cycles; None, and a warning, without one."""
+        events = request.events
+        with events.stage("compile the library"):
+            parts = cut(program.graph)
+            programs = [program.compiled.program] if _is_whole(parts) else [
+                compile_graph(segment.graph, self.spec, self.prices).program for segment in parts.segments
+            ]  # fmt: skip
+            binary = build(parts, [encode(p) for p in programs], request.folder / LIBRARY)
+        if isinstance(binary, NoBinary):
+            events.warning(f"no {LIBRARY}: {binary.reason}")
+            return None
+        graph = program.graph
+        wanted = [[_floats(graph, i, found) for i in range(len(graph.outputs))] for found in outputs]
+        with events.stage("check the library"):
+            try:
+                made, cycles = run_library(binary, self.machine, self.options, samples)
+                found = difference(made, wanted)
+                if not found.within(1e-6, 1e-6):
+                    raise VerificationError(
+                        f"{LIBRARY} differs from its program on the engine by {found.relative_l2:.2g} (relative L2)"
+                    )
+                if any(count != program.result.cycles for count in cycles):
+                    raise VerificationError(f"{LIBRARY} took {cycles[0]} cycles, its program {program.result.cycles}")
+            except VerificationError as error:
+                binary.library.unlink(missing_ok=True)
+                events.warning(f"no {LIBRARY}: {error}")
+                return None
+        return BinaryCheck(found.relative_l2, found.max_abs, found.samples, dict(binary.bound))
+
+
+def _is_whole(parts: Cut) -> bool:
+    return len(parts.parts) == 1
+
+
+def _bound(graph: QuantizedGraph, samples: Sequence[Mapping[str, NDArray[Any]]]) -> list[Mapping[str, NDArray[Any]]]:
+    """The samples that have the shapes that the program was made for."""
+    shapes = {
+        public: (graph.tensors[name] if name in graph.tensors else graph.host_tensors[name]).shape
+        for public, name in zip(graph.input_names, graph.inputs, strict=True)
+    }
+    return [feeds for feeds in samples if all(np.shape(feeds[name]) == shape for name, shape in shapes.items())]
+
+
+def _floats(graph: QuantizedGraph, index: int, found: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    tensor = graph.tensors[graph.outputs[index]]
+    values = found[tensor.name].reshape(tensor.shape)
+    return dequantize_array(values, tensor) if graph.float_outputs[index] else values
+
+
+def _accuracy(request: EmissionRequest, program: AsicProgram) -> float | None:
+    """Top-1 of the quantized network in onnxruntime, where there are labels."""
+    data = request.evaluation
+    if data is None or data.labels is None:
+        return None
+    with request.events.stage("evaluate the quantized network"):
+        return top1(Path(program.quantized), data)

@@ -1,0 +1,195 @@
+"""From a network of floats to the accelerator's program, and what the engine says of it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+
+from accel_sim.engine import Result, run
+from accel_sim.engine.counts import LayerRun, layer_runs
+from accel_sim.program.check import check_program
+from accel_sim.spec import MachineSpec
+from codegen.asic_compile.compile import Compiled, compile_graph
+from codegen.asic_compile.run import call_host
+from codegen.asic_latency import AsicLatency
+from codegen.dataset import Dataset
+from codegen.events import Events
+from codegen.quantized.frontend import read_qdq
+from codegen.quantized.graph import QuantizedGraph
+from codegen.quantized.onnx_network import quiet_options
+from codegen.quantized.quantize import quantize
+from codegen.quantized.reference import quantized_inputs
+from codegen.report.build import Quantity
+from codegen.report.program import Agreement, HostCallRow, ProgramLayer, ProgramReport
+from passes.core.cost import Cost, Kind
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class AsicProgram:
+    """A network's program and its run on the engine, without values. ``quantized``: the QDQ network it is made from."""
+
+    spec: MachineSpec
+    quantized: Path
+    graph: QuantizedGraph
+    compiled: Compiled
+    result: Result
+    layers: tuple[LayerRun, ...]
+    calibrated: bool
+
+    @property
+    def energy_pj(self) -> float:
+        return sum(layer.energy_pj for layer in self.layers)
+
+    @property
+    def dram_bytes(self) -> int:
+        return sum(layer.counts.dram_bytes for layer in self.layers)
+
+    @property
+    def cost(self) -> Cost:
+        """Latency, energy and DRAM bytes; the host's estimated cycles included where it runs any part."""
+        host = sum(layer.host_cycles for layer in self.layers)
+        kind = Kind.ESTIMATED if self.compiled.program.calls else Kind.SIMULATED
+        return Cost(latency=self.result.cycles + host, energy_pj=self.energy_pj, dram_bytes=self.dram_bytes, kind=kind)
+
+
+def is_quantized(model: Path) -> bool:
+    """Whether a network holds QuantizeLinear or DequantizeLinear."""
+    graph = onnx.load(model, load_external_data=False).graph
+    return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph.node)
+
+
+def make_program(
+    model: Path,
+    quantized: Path,
+    spec: MachineSpec,
+    prices: AsicLatency,
+    calibration: Dataset | None,
+    shapes: Mapping[str, tuple[int, ...]],
+    seed: int,
+    events: Events,
+) -> AsicProgram:
+    """The checked program of the network at ``model`` for one sample, timed on the engine.
+
+    A network of floats is quantized to ``quantized`` first, on ``calibration`` or, where that is None, on random
+    inputs, which is good for its cycles alone. Raises UnsupportedError where the machine or the network has none.
+    """
+    calibrated = calibration is not None
+    if is_quantized(model):
+        quantized, calibrated = model, True
+    else:
+        with events.stage("quantize", None if calibration is None else len(calibration)) as progress:
+            done = 0
+
+            def advance(count: int) -> None:
+                nonlocal done
+                progress.advance(count - done)
+                done = count
+
+            quantize(model, quantized, calibration, shapes=shapes, seed=seed, progress=advance, random_count=2)
+    with events.stage("compile the program"):
+        graph = read_qdq(quantized, shapes)
+        compiled = compile_graph(graph, spec, prices)
+        check_program(compiled.program, spec)
+    with events.stage("run the program"):
+        result = run(compiled.program, spec, {}, values=False)
+        layers = layer_runs(compiled.program, spec, result.schedule)
+    return AsicProgram(spec, quantized, graph, compiled, result, layers, calibrated)
+
+
+def baseline_cycles(
+    model: Path,
+    spec: MachineSpec,
+    prices: AsicLatency,
+    shapes: Mapping[str, tuple[int, ...]],
+    seed: int,
+    events: Events,
+) -> Cost:
+    """What the program of ``model`` costs; cycles do not depend on values, so the network is quantized roughly."""
+    with tempfile.TemporaryDirectory(prefix="rankc-") as folder:
+        return make_program(model, Path(folder) / "baseline.onnx", spec, prices, None, shapes, seed, events).cost
+
+
+def compare(program: AsicProgram, samples: Sequence[Mapping[str, Array]]) -> tuple[Agreement, list[dict[str, Array]]]:
+    """The engine's outputs against those of onnxruntime's integer kernels, byte by byte; and the engine's, as bytes.
+
+    Runs with the engine's checks for hazards.
+    """
+    graph = program.graph
+    ranked = len(graph.outputs) == 1 and len(graph.tensors[graph.outputs[0]].shape) == 2
+    outputs: list[dict[str, Array]] = []
+    options = quiet_options()
+    options.add_session_config_entry("session.qdqisint8allowed", "1")  # else x86 computes much of it in floats
+    session = onnxruntime.InferenceSession(str(program.quantized), options, ["CPUExecutionProvider"])
+    compared = different = largest = same = 0
+    for feeds in samples:
+        found = run(program.compiled.program, program.spec, quantized_inputs(graph, feeds), host=call_host).outputs
+        outputs.append(dict(found))
+        wanted = session.run(list(graph.output_names), dict(feeds))
+        for tensor, is_float, floats in zip(graph.outputs, graph.float_outputs, wanted, strict=True):
+            known = graph.tensors[tensor]
+            want = np.asarray(floats).reshape(-1)
+            if is_float:
+                want = np.rint(want.astype(np.float64) / known.scale) + known.zero_point
+            have = found[tensor].reshape(-1)
+            apart = np.abs(have.astype(np.int64) - want.astype(np.int64))
+            compared += apart.size
+            different += int(np.count_nonzero(apart))
+            largest = max(largest, int(apart.max(initial=0)))
+            same += int(ranked and have.argmax() == want.argmax())
+    return Agreement(len(samples), compared, different, largest, same if ranked else None), outputs
+
+
+def program_report(
+    program: AsicProgram, baseline: Cost | None, agreement: Agreement | None, accuracy: float | None
+) -> ProgramReport:
+    """The program's part of a report."""
+    cost, spec = program.cost, program.spec
+    compiled = program.compiled
+    host = [
+        HostCallRow(row.name, row.op, row.reason, next(
+            (layer.host_cycles for layer in program.layers if layer.marker == row.marker), 0.0
+        ))
+        for row in compiled.host_rows
+    ]  # fmt: skip
+    macs = sum(layer.macs for layer in program.layers)
+    predicted = compiled.predicted_cycles + sum(row.cycles for row in host)
+    return ProgramReport(
+        latency=Quantity(cost.latency, "cycles", cost.kind),
+        time_s=cost.latency / (spec.clock_mhz * 1e6),
+        energy=Quantity(cost.energy_pj, "pJ", cost.kind),
+        dram_bytes=cost.dram_bytes,
+        predicted_latency=Quantity(predicted, "cycles", cost.kind),
+        baseline_latency=None if baseline is None else Quantity(baseline.latency, "cycles", baseline.kind),
+        instructions=len(compiled.program.code),
+        saved_dram_bytes=compiled.saved_bytes,
+        utilization=macs / max(program.result.cycles * spec.peak_macs_per_cycle, 1),
+        calibrated=program.calibrated,
+        agreement=agreement,
+        accuracy=None if accuracy is None else Quantity(accuracy, "top-1", Kind.MEASURED),
+        host=tuple(host),
+        layout_changes=compiled.layout_changes,
+        layers=tuple(
+            ProgramLayer(
+                layer.name,
+                layer.op,
+                layer.nodes,
+                layer.cycles,
+                layer.predicted_cycles if layer.predicted_cycles >= 0 else None,
+                layer.utilization,
+                layer.counts.dram_bytes,
+                layer.energy_pj,
+                layer.activities,
+            )
+            for layer in program.layers
+        ),
+    )
