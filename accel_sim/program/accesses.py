@@ -14,10 +14,12 @@ DRAM, SCRATCHPAD, ACCUMULATOR = 0, 1, 2
 
 MEMORY_NAMES = ("DRAM", "scratchpad", "accumulator memory")
 
-INDEX, MEMORY, WRITE, LOW, HIGH, BASE, RUN, COUNT, STRIDE = 0, 1, 2, 3, 4, 5, 6, 7, 10
-"""Columns of an access: counts and strides are three each, outermost first; low and high bound it."""
+INDEX, MEMORY, WRITE, LOW, HIGH, BASE, RUN, COUNT = 0, 1, 2, 3, 4, 5, 6, 7
+"""Columns of an access; from COUNT on, the counts of its loops, then their strides. Low and high bound it."""
 
-WIDTH = 13
+LOOPS = 5
+STRIDE = COUNT + LOOPS
+WIDTH = STRIDE + LOOPS
 
 Ints = NDArray[np.int64]
 
@@ -38,14 +40,15 @@ class Accesses:
         counts: Ints | None = None,
         strides: Ints | None = None,
     ) -> None:
-        """Accesses of instructions ``index``: ``counts`` and ``strides`` (in bytes) are (accesses, 3)."""
+        """Accesses of instructions ``index``: ``counts`` and ``strides`` (in bytes) are (accesses, up to LOOPS)."""
         part = np.zeros((len(index), WIDTH), np.int64)
         part[:, INDEX], part[:, MEMORY], part[:, WRITE] = index, memory, int(write)
         part[:, BASE], part[:, RUN] = base, run
-        part[:, COUNT : COUNT + 3] = 1 if counts is None else counts
-        if strides is not None:
-            part[:, STRIDE : STRIDE + 3] = strides
-        reach = (part[:, COUNT : COUNT + 3] - 1) * part[:, STRIDE : STRIDE + 3]
+        part[:, COUNT:STRIDE] = 1
+        if counts is not None and strides is not None:
+            part[:, COUNT : COUNT + counts.shape[1]] = counts
+            part[:, STRIDE : STRIDE + strides.shape[1]] = strides
+        reach = (part[:, COUNT:STRIDE] - 1) * part[:, STRIDE:]
         part[:, LOW] = base + np.minimum(reach, 0).sum(axis=1)
         part[:, HIGH] = base + np.maximum(reach, 0).sum(axis=1) + run
         self.parts.append(part)
@@ -65,6 +68,35 @@ _MOST_STEPS = 1 << 20
 
 
 @compiled
+def _runs(access: Ints) -> float:
+    runs = 1.0
+    for loop in range(LOOPS):
+        runs *= access[COUNT + loop]
+    return runs
+
+
+@compiled
+def _offset(access: Ints, at: Ints) -> int:
+    offset = 0
+    for loop in range(LOOPS):
+        offset += at[loop] * access[STRIDE + loop]
+    return offset
+
+
+@compiled
+def _step(access: Ints, at: Ints, left_out: int) -> bool:
+    """Takes the loops but one a step on; False, and all at 0 again, behind the last."""
+    for loop in range(LOOPS - 1, -1, -1):
+        if loop == left_out:
+            continue
+        at[loop] += 1
+        if at[loop] < access[COUNT + loop]:
+            return True
+        at[loop] = 0
+    return False
+
+
+@compiled
 def common_byte(a: Ints, b: Ints, work: Ints) -> int:
     """A byte that two accesses to one memory have in common; -1 if there is none, or :data:`UNDECIDED`.
 
@@ -73,42 +105,42 @@ def common_byte(a: Ints, b: Ints, work: Ints) -> int:
     """
     if a[HIGH] <= b[LOW] or b[HIGH] <= a[LOW]:
         return -1
-    if a[COUNT] * a[COUNT + 1] * a[COUNT + 2] > b[COUNT] * b[COUNT + 1] * b[COUNT + 2]:
+    if _runs(a) > _runs(b):
         a, b = b, a
-    # The innermost loop of b is solved, not run: let it be the one with the highest count.
+    # The longest loop of b is solved, not run.
     solved = 0
-    for loop in range(1, 3):
+    for loop in range(1, LOOPS):
         if b[COUNT + loop] > b[COUNT + solved]:
             solved = loop
-    outer, inner = (1 if solved == 0 else 0), (1 if solved == 2 else 2)
-    first, second, last = b[COUNT + outer], b[COUNT + inner], b[COUNT + solved]
-    stride, start = b[STRIDE + solved], b[BASE]
+    last, stride, start = b[COUNT + solved], b[STRIDE + solved], b[BASE]
     if stride < 0:
         start += stride * (last - 1)
         stride = -stride
     most = work[0] + _MOST_STEPS
-    for i in range(a[COUNT]):
-        for j in range(a[COUNT + 1]):
-            for k in range(a[COUNT + 2]):
-                low = a[BASE] + i * a[STRIDE] + j * a[STRIDE + 1] + k * a[STRIDE + 2]
-                high = low + a[RUN]
-                work[0] += 1
-                if work[0] > most:
-                    return UNDECIDED
-                if high <= b[LOW] or low >= b[HIGH]:
-                    continue
-                for m in range(first):
-                    for n in range(second):
-                        work[0] += 1
-                        if work[0] > most:
-                            return UNDECIDED
-                        begin = start + m * b[STRIDE + outer] + n * b[STRIDE + inner]
-                        # The first run of b that ends behind low; it is common if it begins before high.
-                        step = 0
-                        if stride > 0 and begin + b[RUN] <= low:
-                            step = (low - begin - b[RUN]) // stride + 1
-                        if step < last:
-                            found = begin + step * stride
-                            if found < high and found + b[RUN] > low:
-                                return int(max(found, low))
+    at, inner = np.zeros(LOOPS, np.int64), np.zeros(LOOPS, np.int64)
+    more = True
+    while more:
+        work[0] += 1
+        if work[0] > most:
+            return UNDECIDED
+        low = a[BASE] + _offset(a, at)
+        high = low + a[RUN]
+        more = _step(a, at, -1)
+        if high <= b[LOW] or low >= b[HIGH]:
+            continue
+        within = True
+        while within:
+            work[0] += 1
+            if work[0] > most:
+                return UNDECIDED
+            begin = start + _offset(b, inner)
+            within = _step(b, inner, solved)
+            # The first run of b that ends behind low; it is common if it begins before high.
+            step = 0
+            if stride > 0 and begin + b[RUN] <= low:
+                step = (low - begin - b[RUN]) // stride + 1
+            if step < last:
+                found = begin + step * stride
+                if found < high and found + b[RUN] > low:
+                    return int(max(found, low))
     return -1

@@ -83,41 +83,40 @@ def _map_reads(
 ) -> list[tuple[Flags, Ints, Ints, Ints, Ints]]:
     """What matmuls read of their stored maps: up to three strided sets each, as (which, base, run, counts, strides).
 
-    In the blocks of the channels that are read, the positions from the first to the last that a tap reaches.
+    In the blocks of the channels that are read, the box of positions from the first to the last tap of each axis.
     """
     reach = (window["out"] - 1) * window["strides"] + (window["kernel"] - 1) * window["dilations"] + window["origin"]
     low, high = np.maximum(window["origin"], 0), np.minimum(reach, window["extent"] - 1)
     some = (low <= high).all(axis=1)
-    depth, height, width = window["extent"].T
-    begin = (low[:, 0] * height + low[:, 1]) * width + low[:, 2]
-    count = (high[:, 0] * height + high[:, 1]) * width + high[:, 2] + 1 - begin
-    positions, images = depth * height * width, window["images"]
+    deep, tall, long = (np.maximum(high - low, 0) + 1).T
+    _, height, width = window["extent"].T
+    positions, images = window["positions"], window["images"]
+    corner = (low[:, 0] * height + low[:, 1]) * width + low[:, 2]
     first, last = fields["first_channel"], fields["first_channel"] + fields["channels"]
-    image_stride = window["channels"] * positions
-    one, zero = np.ones_like(first), np.zeros_like(first)
+    one = np.ones_like(first)
 
-    def of_block(block: Ints, lane: Ints, end: Ints) -> tuple[Ints, Ints, Ints, Ints]:
+    def box(block: Ints, blocks: Ints, lane: Ints, lanes: Ints) -> tuple[Ints, Ints, Ints, Ints]:
+        """``lanes`` of the blocks from ``block`` on; loops over images, blocks, depth, height, width."""
         wide = np.minimum(columns, window["channels"] - block * columns)
-        lanes = np.minimum(end, block * columns + wide) - block * columns - lane
-        base = fields["input_address"] + block * columns * positions + begin * wide + lane
+        base = fields["input_address"] + block * columns * positions + corner * wide + lane
         whole = lanes == wide
-        run = np.where(whole, count * wide, lanes)
-        counts = np.stack([images, one, np.where(whole, 1, count)], axis=1)
-        return base, run, counts, np.stack([image_stride, zero, wide], axis=1)
+        lines = whole & (long == width)  # then lines follow each other without a gap, and so may planes
+        planes = lines & (tall == height)
+        run = lanes * np.where(whole, long, 1) * np.where(lines, tall, 1) * np.where(planes, deep, 1)
+        loops = (images, blocks, np.where(planes, 1, deep), np.where(lines, 1, tall), np.where(whole, 1, long))
+        steps = (window["channels"] * positions, columns * positions, height * width * wide, width * wide, wide)
+        return base, run, np.stack(loops, axis=1), np.stack(steps, axis=1)
 
     ragged = first % columns != 0
     rest = np.where(ragged, np.minimum(last, (first // columns + 1) * columns), first)
     full = (last - rest) // columns
-    base = fields["input_address"] + rest * positions + begin * columns
-    counts = np.stack([one, images, full], axis=1)
-    strides = np.stack([zero, image_stride, columns * positions], axis=1)
     tail = rest + full * columns
     found = []
     for chosen, sets in (
-        (some & ragged, of_block(first // columns, first % columns, last)),
-        (some & (full > 0), (base, count * columns, counts, strides)),
-        (some & (tail < last), of_block(tail // columns, zero, last)),
+        (some & ragged, box(first // columns, one, first % columns, rest - first)),
+        (some & (full > 0), box(rest // columns, full, 0 * one, columns * one)),
+        (some & (tail < last), box(tail // columns, one, 0 * one, last - tail)),
     ):
-        base_, run, counts_, strides_ = (part[chosen] for part in sets)
-        found.append((chosen, base_, run, counts_, strides_))
+        base, run, counts, strides = (part[chosen] for part in sets)
+        found.append((chosen, base, run, counts, strides))
     return found

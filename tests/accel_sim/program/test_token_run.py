@@ -217,8 +217,9 @@ def access(base: int, run: int, counts: tuple[int, ...], strides: tuple[int, ...
 
 
 def random_set(rng: np.random.Generator) -> tuple[int, int, tuple[int, ...], tuple[int, ...]]:
-    counts = tuple(int(v) for v in rng.integers(1, 5, 3))
-    strides = tuple(int(v) for v in rng.integers(-20, 21, 3))
+    loops = int(rng.integers(3, 6))
+    counts = tuple(int(v) for v in rng.integers(1, 5 if loops == 3 else 3, loops))
+    strides = tuple(int(v) for v in rng.integers(-20, 21, loops))
     return int(rng.integers(0, 80)), int(rng.integers(1, 5)), counts, strides
 
 
@@ -240,7 +241,7 @@ def test_common_bytes() -> None:
 def test_a_comparison_that_takes_too_long_is_given_up() -> None:
     work = np.zeros(1, np.int64)
     many = (1 << 31) - 1
-    even, odd = (0, 1, (many, many, 1000), (2, 2, 2)), (1, 1, (many, many, 1000), (2, 2, 2))
+    even, odd = (0, 1, (many,) * 3, (2, 2, 2)), (1, 1, (many,) * 3, (2, 2, 2))
     assert common_byte(access(*even), access(*odd), work) == UNDECIDED
     assert work[0] <= (1 << 20) + 1
 
