@@ -18,11 +18,15 @@ from accel_sim.row_stationary.search import price_mappings
 from accel_sim.spec import MachineSpec
 
 NETWORKS = ("alexnet", "vgg16")
+_BUFFER_MB = 1 << 20
 
 
 @dataclass(frozen=True)
 class ChipRow:
-    """One layer as published. ``total_ms`` includes waiting for DRAM, ``processing_ms`` does not; megabytes are 10^6.
+    """One layer as published. ``total_ms`` includes waiting for DRAM, ``processing_ms`` does not.
+
+    ``dram_mb`` counts 10^6 bytes, or the abstract's accesses per MAC would not follow; ``global_buffer_mb`` counts
+    2^20, or VGG-16's partial sums would exceed it.
 
     ``mapping``: the letters of :data:`accel_sim.row_stationary.passes.MAPPING`; ``mapping_source`` "published" or
     "inferred". ``channels_per_pass``: what the inference started from, None where nothing was inferred.
@@ -46,8 +50,8 @@ class ChipRow:
 class Comparison:
     """Our figures for a :class:`ChipRow`.
 
-    ``processing_ms``: the passes, no waiting for DRAM. ``psum_mb`` is the part of ``global_buffer_mb`` that partial
-    sums are. ``power_mw``: energy on the chip, DRAM left out, over ``processing_ms``.
+    ``processing_ms``: the passes, no waiting for DRAM. Megabytes as in :class:`ChipRow`; ``psum_mb`` is the part of
+    ``global_buffer_mb`` that partial sums are. ``power_mw``: energy on the chip, DRAM left out, over ``processing_ms``.
     """
 
     chip: ChipRow
@@ -114,8 +118,8 @@ def compare(rows: Sequence[ChipRow], spec: MachineSpec) -> list[Comparison]:
                 row,
                 processing_ms=seconds * 1e3,
                 active_elements=row.layer.reach[1] * e * r * t,
-                global_buffer_mb=buffer / 1e6,
-                psum_mb=psums / 1e6,
+                global_buffer_mb=buffer / _BUFFER_MB,
+                psum_mb=psums / _BUFFER_MB,
                 dram_mb=dram / 1e6,
                 power_mw=on_chip_pj * 1e-9 / seconds,
             )

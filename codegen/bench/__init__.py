@@ -5,5 +5,9 @@ BUILTIN = {
     "error-models": "codegen.bench.error_models:ErrorModels",
     "solver": "codegen.bench.solver:Solver",
     "lower-time": "codegen.bench.lower_time:LowerTime",
+    "asic-pricing": "codegen.bench.asic_pricing:AsicPricing",
+    "asic-vs-scalesim": "codegen.bench.asic_vs_scalesim:AsicVsScalesim",
+    "staircase": "codegen.bench.staircase:Staircase",
+    "validation": "codegen.bench.validation:Validation",
 }
 """Name -> "module:class". Here, because the command line names them in its help and imports nothing for it."""

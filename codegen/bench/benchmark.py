@@ -20,7 +20,8 @@ from passes.registry import Registry
 _SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 MODELS = _SHARED / "models"
 DATA = _SHARED / "data"
-"""Where networks and data are looked for when no option says otherwise: beside the checkout, never inside it."""
+SCALESIM_REPORTS = _SHARED / "reference" / "scalesim"
+"""Where networks, data and reports are looked for when no option says otherwise: beside the checkout, never inside."""
 
 EFFORT_NAMES = ("quick", "default", "extensive")
 

@@ -36,6 +36,19 @@ def bench(
         int | None, Option(min=0, help="error-models: how many of them after sequential correction too. [20]")
     ] = None,
     networks: Annotated[str | None, Option(help="lower-time: which networks. [resnet20,resnet50]")] = None,
+    layers: Annotated[
+        int | None,
+        Option(
+            min=1, help="asic-pricing: how many random layers [1000]; asic-vs-scalesim: how many of its layers. [all]"
+        ),
+    ] = None,
+    dataflow: Annotated[str | None, Option(help="asic-vs-scalesim: ws, os or is. [ws]")] = None,
+    scalesim_python: Annotated[
+        Path | None, Option(help="asic-vs-scalesim: a Python that has SCALE-Sim 3.0.0. [an environment in the cache]")
+    ] = None,
+    output: Annotated[Path | None, Option(help="staircase: draw it into this .svg or .png. [no picture]")] = None,
+    reference: Annotated[Path | None, Option(help="validation: folder of SCALE-Sim's reports. [../shared/...]")] = None,
+    repeats: Annotated[int | None, Option(min=1, help="asic-*: samples of each figure. [7]")] = None,
     seed: Annotated[int | None, Option(min=0, help="Seed of everything random. [0]")] = None,
     json_: Annotated[
         str | None, Option("--json", help="Also write the result to this file; - prints it alone on stdout.")
@@ -50,7 +63,8 @@ def bench(
 
         given: dict[str, Any] = {
             "models": models, "data": data, "rows": rows, "target": target, "effort": effort, "images": images,
-            "plans": plans, "corrected": corrected, "seed": seed,
+            "plans": plans, "corrected": corrected, "seed": seed, "layers": layers, "repeats": repeats,
+            "dataflow": dataflow, "scalesim_python": scalesim_python, "output": output, "reference": reference,
             "budgets": None if budgets is None else percentages(budgets),
             "networks": None if networks is None else tuple(part.strip() for part in networks.split(",")),
         }  # fmt: skip

@@ -23,7 +23,7 @@ from accel_sim.validation.eyeriss import (
 )
 
 SPEC = load_spec("eyeriss_12x14")
-MIB = (1 << 20) / 1e6
+MIB = 1 << 20
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -83,7 +83,7 @@ def test_channels_per_pass_follow_from_the_chips_buffer_traffic() -> None:
     """Partial sums come and go once per pass of channels: the largest power of two whose traffic fits the column."""
     for row in chip_rows("vgg16"):
         channels = row.layer.channels
-        traffic = {k: 2 * channels / k * row.layer.output_elements * 2 / 1e6 / MIB for k in (1, 2, 4, 8, 16)}
+        traffic = {k: 2 * channels / k * row.layer.output_elements * 2 / MIB for k in (1, 2, 4, 8, 16)}
         fitting = [k for k, mib in traffic.items() if mib <= row.global_buffer_mb]
         assert row.channels_per_pass == fitting[0]
         assert traffic[fitting[0]] > 0.8 * row.global_buffer_mb
@@ -122,6 +122,15 @@ def test_a_free_search_is_not_the_chip() -> None:
     row = chip_rows("vgg16")[1]
     (price,) = price_layers(layer_table([row.layer.row()]), machine_record(SPEC))
     assert price["cycles"] / 2e5 < row.processing_ms / 4
+
+
+def test_partial_sums_are_most_of_the_chips_buffer_traffic() -> None:
+    """In VGG-16 82 to 98 % of it. AlexNet's third layer has a third less than they would be: not explained."""
+    for row in compare(chip_rows("vgg16"), SPEC):
+        assert 0.81 < row.psum_mb / row.chip.global_buffer_mb < 0.99
+    shares = {row.chip.name: row.psum_mb / row.chip.global_buffer_mb for row in compare(chip_rows("alexnet"), SPEC)}
+    assert shares.pop("CONV3") == pytest.approx(1.26, abs=0.01)
+    assert all(0.7 < share < 0.9 for share in shares.values())
 
 
 def test_power_is_below_the_chips_and_above_a_third_of_it() -> None:
