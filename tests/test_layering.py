@@ -30,7 +30,7 @@ HEAVY = {
     "tvm_ffi": ("codegen.tvm_*", "codegen.tune*"),
     "torch": (
         "passes.torch_apply",
-        "passes.onnx_torch_ops",
+        "passes.onnx_torch_*",
         "passes.onnx_stepper",
         "passes.correct",
         "passes.sensitivity",
