@@ -23,8 +23,11 @@ def host_model(graph: QuantizedGraph, operation: QOperation) -> tuple[tuple[str,
         return operation.inputs, operation.outputs, operation.model
     inputs, outputs = reads(operation), writes(operation)
     constants: dict[str, NDArray[np.float32]] = {}
+    clamp: list[NodeProto] = []
     if isinstance(operation, QConv):
         node = _conv(graph, operation, constants)
+        node.output[0] = "unclamped"
+        clamp.append(helper.make_node("Clip", ["unclamped", "low", "high"], [operation.output]))
     elif isinstance(operation, QProduct):
         node = helper.make_node("Mul", [operation.a, operation.b], [operation.output])
     else:
@@ -36,7 +39,7 @@ def host_model(graph: QuantizedGraph, operation: QOperation) -> tuple[tuple[str,
     )
     stored = [numpy_helper.from_array(value, name) for name, value in constants.items()]
     model = helper.make_model(
-        helper.make_graph([node], operation.name or "host", before, after, stored),
+        helper.make_graph([node, *clamp], operation.name or "host", before, after, stored),
         opset_imports=[helper.make_opsetid("", _OPSET)],
         ir_version=_IR_VERSION,
     )
@@ -44,7 +47,7 @@ def host_model(graph: QuantizedGraph, operation: QOperation) -> tuple[tuple[str,
 
 
 def _conv(graph: QuantizedGraph, operation: QConv, constants: dict[str, NDArray[np.float32]]) -> NodeProto:
-    """With its weights' scales taken back out of the multipliers: x_scale * weight_scale / y_scale."""
+    """With its weights' scales taken back out of the multipliers, x_scale * weight_scale / y_scale, and its limits."""
     x, y = graph.tensors[operation.input], graph.tensors[operation.output]
     g = operation.geometry
     scales = np.float32(y.scale) * operation.multipliers.astype(np.float32)
@@ -53,6 +56,8 @@ def _conv(graph: QuantizedGraph, operation: QConv, constants: dict[str, NDArray[
         outputs, inputs = len(weight) // g.groups, weight.shape[1]
         weight = weight.reshape(g.groups, outputs, inputs, *g.kernel).swapaxes(1, 2)
         weight = weight.reshape(g.groups * inputs, outputs, *g.kernel)
+    for name, limit in (("low", operation.low), ("high", operation.high)):
+        constants[name] = np.array((limit - y.zero_point) * np.float32(y.scale), np.float32)
     names = [operation.input, "weight"]
     constants["weight"] = np.ascontiguousarray(weight, np.float32)
     if operation.bias is not None:

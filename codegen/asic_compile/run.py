@@ -55,7 +55,8 @@ def _quantized(values: Array, tensor: Tensor) -> Array:
         return values
     low, high = (-128, 127) if tensor.signed else (0, 255)
     real = np.rint(values.astype(np.float32) / np.float32(tensor.scale)) + tensor.zero_point
-    return np.clip(real, low, high).astype(dtype)
+    quantized: Array = np.clip(real, low, high).astype(dtype)
+    return quantized
 
 
 def _dequantized(values: Array, tensor: Tensor) -> Array:

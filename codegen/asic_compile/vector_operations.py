@@ -135,9 +135,10 @@ def _lower_pool(builder: Builder, graph: QuantizedGraph, operation: QPool, place
     kernel: Any = (*fill, *operation.kernel)
     strides: Any = (*fill, *operation.strides)
     dilations: Any = (*fill, *operation.dilations)
-    origin: Any = (*(0,) * (3 - n), *(-pad for pad in operation.pads[:n]))
+    origin: Any = (*(0,) * (3 - n), *(-before for before in operation.pads[:n]))
     source, target = places.as_map(operation.input), places.as_map(operation.output)
-    window = Window(1, 1, source.size, target.size, kernel, strides, dilations, origin, x.limits[0], x.signed)
+    pad = x.limits[0] if operation.kind is Pool.MAX else x.zero_point
+    window = Window(1, 1, source.size, target.size, kernel, strides, dilations, origin, pad, x.signed)
     if operation.kind is Pool.MAX:
         spec = VectorSpec(VectorFunction.MAX_POOL, signed=x.signed)
     else:
