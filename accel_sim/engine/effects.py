@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ from accel_sim.engine.errors import refuse
 from accel_sim.engine.output import add, look_up, requantize
 from accel_sim.engine.scratchpad import Box, Memory
 from accel_sim.engine.vector import BINARY, POOLS, element_wise, pool
+from accel_sim.program.errors import ProgramError
 from accel_sim.program.isa import (
     Load,
     Loops,
@@ -25,10 +26,14 @@ from accel_sim.program.isa import (
     Store,
     Vector,
     VectorFunction,
+    Window,
 )
 
 WORD_BYTES = 4
 """Accumulator words are int32 wherever values are computed."""
+
+_MOST_TAPS = 1 << 28
+"""Taps of all positions of a window; more is no window but damage."""
 
 T = TypeVar("T")
 
@@ -47,6 +52,26 @@ def _entry(table: Sequence[T], at: int, what: str, index: int) -> T:
     if not 0 <= at < len(table):
         raise refuse(index, f"{what} {at} does not exist")
     return table[at]
+
+
+def _check_tables(program: Program) -> None:
+    """ProgramError for descriptors that describe nothing: windows without room, bytes beyond a byte."""
+    for index, window in enumerate(program.windows):
+        sizes = (window.images, window.channels, *window.extent, *window.out, *window.kernel)
+        if min(sizes) < 1 or prod(window.out) * prod(window.kernel) > _MOST_TAPS:
+            raise ProgramError(f"images, channels, extent, out and kernel of {sizes}", "windows", index)
+    for index, output in enumerate(program.outputs):
+        if not all(-256 < value < 256 for value in (output.zero_point, output.low, output.high)):
+            raise ProgramError("a zero point or limit beyond a byte", "outputs", index)
+    for index, vector in enumerate(program.vectors):
+        if not all(-256 < value < 256 for value in (vector.zero_point, vector.low, vector.high)):
+            raise ProgramError("a zero point or limit beyond a byte", "vectors", index)
+    for index, how in enumerate(program.sums):
+        if not (-256 < how.low < 256 and -256 < how.high < 256):
+            raise ProgramError("a limit beyond a byte", "sums", index)
+    for index, table in enumerate(program.tables):
+        if len(table) != 256:
+            raise ProgramError(f"a table of {len(table)} bytes, not 256", "tables", index)
 
 
 def _int32(values: NDArray[np.uint8]) -> NDArray[np.int32]:
@@ -69,6 +94,7 @@ class Effects:
         self.scratchpad = scratchpad
         self.accumulators = accumulators
         self.scales = np.array(program.scales, np.float32)
+        _check_tables(program)
 
     def of(self, index: int) -> Effect | None:
         """The effect of instruction ``index``; None of a preload.
@@ -148,6 +174,12 @@ class Effects:
         scales = np.tile(self.scales[channels], (1, loops.run // store.lanes))
         return scales.reshape(loops.counts[0], 1, 1, loops.run)
 
+    def _stored(self, index: int, address: int, window: Window, first_channel: int, channels: int) -> Box:
+        """What a window reads of the map in the scratchpad at ``address``."""
+        box = Box(self.scratchpad, address, (window.images * window.channels * prod(window.extent),))
+        box.check(index)
+        return replace(box, used=bytes_read(window, first_channel, channels, self.program.columns))
+
     def _check_aligned(self, index: int, address: int) -> None:
         if address % WORD_BYTES:
             raise refuse(index, f"accumulator address {address} is no multiple of {WORD_BYTES}")
@@ -160,12 +192,7 @@ class Effects:
         if matmul.first_channel < 0 or matmul.first_channel + matmul.channels > window.channels:
             raise refuse(index, f"channels beyond the {window.channels} of the map")
         self._check_aligned(index, matmul.accumulator_address)
-        stored = Box(
-            self.scratchpad,
-            matmul.input_address,
-            (window.images * window.channels * prod(window.extent),),
-            used=bytes_read(window, matmul.first_channel, matmul.channels, columns),
-        )
+        stored = self._stored(index, matmul.input_address, window, matmul.first_channel, matmul.channels)
         weights = Box(self.scratchpad, matmul.weight_address, (k * n,))
         sums = Box(self.accumulators, matmul.accumulator_address, (m * n * WORD_BYTES,))
         reads = [stored, weights]
@@ -203,8 +230,7 @@ class Effects:
             size = window.images * window.channels
             if vector.elements != size * prod(window.out):
                 raise refuse(index, f"a pool of {size * prod(window.out)} results, not {vector.elements}")
-            used = bytes_read(window, 0, window.channels, program.columns)
-            stored = Box(self.scratchpad, vector.a_address, (size * prod(window.extent),), used=used)
+            stored = self._stored(index, vector.a_address, window, 0, window.channels)
             return Effect(index, (stored,), target, lambda: pool(_shared(stored), spec, window, program.columns))
         if spec.function == VectorFunction.TABLE:
             _entry(program.tables, spec.table, "table", index)

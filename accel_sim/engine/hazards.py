@@ -23,8 +23,9 @@ from accel_sim.program.isa import Queue
 class Happenings:
     """All items, in the order in which they take effect: at their ends.
 
-    ``queue`` and ``item`` say which; ``overlaps``: for each, ranges of places in this order on the other two ways
-    that overlap it in time, as (way's places array, first, last + 1).
+    ``queue`` and ``item`` say which, ``way`` what carries it out: 0 the array, 1 the channel, 2 the way into the
+    scratchpad, 3 nothing. ``overlaps``: for each way, ranges of places in this order on the other ways that overlap
+    an item in time, as (the other way's places, first, last + 1).
     """
 
     queue: NDArray[np.int64]
@@ -60,13 +61,14 @@ def happenings(times: Schedule) -> Happenings:
     place = np.lexsort((np.concatenate(times.order), end, segment))
     queue, item, segment, begin, end, local = (part[place] for part in (queue, item, segment, begin, end, local))
     way = np.where(queue == Queue.EXECUTE, 0, np.where(local, 2, 1))
+    way[(queue != Queue.EXECUTE) & (begin == end)] = 3  # moves nothing
     on_way = [np.flatnonzero(way == at) for at in range(3)]
     ranges = []
     for places in on_way:
         first = np.searchsorted(end[places], begin, side="right")
         last = np.searchsorted(begin[places], end, side="left")
         ranges.append((places, first, np.maximum(first, last)))
-    overlaps = [tuple(ranges[other] for other in range(3) if other != at) for at in range(3)]
+    overlaps = [tuple(ranges[other] for other in range(3) if other != at) for at in range(4)]
     return Happenings(queue, item, segment, overlaps, way)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +39,7 @@ class Box:
     strides: tuple[int, ...] = (1,)
     used: NDArray[np.bool_] | None = None
 
-    @property
+    @cached_property
     def span(self) -> tuple[int, int]:
         """First byte, and the one behind the last; equal where there is none."""
         low = high = self.start

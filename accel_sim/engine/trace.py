@@ -139,14 +139,13 @@ def timeline(program: Program, times: Schedule, layers: tuple[LayerRun, ...], bi
     busy = np.zeros((len(parts), bins))
     if times.cycles:
         for row, (cycles, begin, chosen) in zip(busy, parts, strict=True):
-            row[:] = _busy_before(edges, begin[chosen], cycles[chosen])
+            worked = chosen & (cycles > 0)
+            row[:] = _busy_share(edges, begin[worked], cycles[worked])
     names = tuple((layer.name or f"layer {layer.marker}", layer.begin, layer.begin + layer.cycles) for layer in layers)
     return Timeline(("load", "store", "array", "vector", "to scratchpad"), edges, busy, names)
 
 
-def _busy_before(
-    edges: NDArray[np.float64], begin: NDArray[np.int64], cycles: NDArray[np.int64]
-) -> NDArray[np.float64]:
+def _busy_share(edges: NDArray[np.float64], begin: NDArray[np.int64], cycles: NDArray[np.int64]) -> NDArray[np.float64]:
     """Share of each bin that intervals, in order and disjoint, cover."""
     ends = np.cumsum(cycles)
     points = np.stack([begin, begin + cycles], axis=1).reshape(-1)

@@ -24,6 +24,8 @@ class Work:
     began: int = -1
     ends: int = -1
     ended: int = -1
+    missing: tuple[Token, ...] = ()
+    """Tokens that were not there in the last cycle in which its unit was idle and it could not begin."""
 
 
 @dataclass
@@ -121,6 +123,8 @@ class Machine:
                 work = asked.pop(0)[2]
                 work.began, work.ends = now, now + dram.latency_cycles + work.cycles
                 channel_free = now + work.cycles if dram.pipelined_requests else work.ends
+            if todo[1] and array is None:
+                todo[1][0].missing = tuple(kind for kind in KINDS if kind in todo[1][0].wait and not tokens[kind])
             if any(unended):
                 now += 1
         return now
