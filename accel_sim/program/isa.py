@@ -2,11 +2,12 @@
 
 Three in-order queues - load, execute, store - run beside each other and meet through tokens. An instruction waits
 for one token of each kind in ``wait`` before it begins, and posts one of each kind in ``post`` when it has ended;
-tokens of a kind are first in, first out, and the instructions of a queue begin and end in order. None is left over
-where all queues meet (Sync, Host, Halt). There is no hazard hardware: a buffer that is overwritten too early is the
-program's error, and the engine reports it. Loads and stores share the one channel to DRAM, which serves requests in the
-order in which their tokens were there, of two in the same cycle the store: so a load that waits for the product that
-a store waits for, or a later one, moves its data after the store's.
+tokens of a kind are first in, first out. The instructions of a queue begin in order and end in order, but that stores
+into the scratchpad take a way of their own and do not wait for stores into DRAM. No token is left over where all queues
+meet (Sync, Host, Halt). There is no hazard hardware: a buffer that is overwritten too early is the program's error, and
+the engine reports it. Loads and stores share the one channel to DRAM, which serves requests in the order in which their
+tokens were there, of two in the same cycle the store: so a load that waits for the product that a store waits for, or
+for a later one, moves its data after the store's.
 
 =========  =================================  ==========================
 token      posted by                          waited for by
