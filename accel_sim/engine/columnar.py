@@ -241,7 +241,7 @@ class _Decoder:
             for at in (Queue.LOAD, Queue.EXECUTE, Queue.STORE)
         )
         items: tuple[Items, Items, Items] = (load, execute, store)
-        check_balance(items, segment, barriers)
+        check_balance(items, barriers)
         return Columns(queue, segment, self.cycles, payload, moved, self.preloads, self.counters, barriers, items)
 
     def _channel_bytes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from accel_sim.engine.errors import refuse
+from accel_sim.jit import compiled
+from accel_sim.pricing.array import ceil_div
 from accel_sim.pricing.machine import RATE
 from accel_sim.program.isa import Queue, Token
 
@@ -45,6 +47,76 @@ class Items:
         return len(self.first)
 
 
+_REFUSALS = (
+    "",
+    "a chained transfer without one before it",
+    "a chained transfer behind a barrier",
+    "a chained transfer waits for nothing",
+    "only the last transfer of a request posts",
+    "a request goes one way: over the channel or into the scratchpad",
+)
+
+
+@compiled
+def _group(
+    which: int,
+    queue: NDArray[np.int8],
+    rows: NDArray[np.int64],
+    segment: NDArray[np.int64],
+    cycles: NDArray[np.int64],
+    moved: NDArray[np.int64],
+    rate: int,
+    spans: NDArray[np.int64],
+    tokens: NDArray[np.int64],
+) -> tuple[int, int, int]:
+    """Fills ``spans`` (first, last, segment, cycles, local) and ``tokens`` (waits, posts; kinds); gives the number of
+    items, or of the refusal and the instruction that it concerns.
+    """
+    count = 0
+    before = -1
+    data = 0
+    numbers = np.zeros((2, 4), np.int64)
+    for i in range(queue.size):
+        if queue[i] != which:
+            continue
+        wait, post, chained, local = rows[i, 0], rows[i, 1], rows[i, 2], rows[i, 3]
+        if chained:
+            if before < 0:
+                return 0, 1, i
+            if segment[i] != segment[before]:
+                return 0, 2, i
+            if wait:
+                return 0, 3, i
+            if rows[before, 1]:
+                return 0, 4, before
+            if rows[before, 3] != local:
+                return 0, 5, i
+        else:
+            count += 1
+            data = 0
+            spans[0, count - 1] = i
+            spans[2, count - 1] = segment[i]
+            spans[3, count - 1] = 0
+            spans[4, count - 1] = local
+            tokens[:, :, count - 1] = -1
+        item = count - 1
+        spans[1, item] = i
+        if which == 1 or local:
+            spans[3, item] += cycles[i]
+        else:
+            data += moved[i]
+            spans[3, item] = ceil_div(data * RATE, rate)
+        for kind in range(4):
+            if wait >> kind & 1:
+                tokens[0, kind, item] = numbers[0, kind]
+                numbers[0, kind] += 1
+            if post >> kind & 1:
+                tokens[1, kind, item] = numbers[1, kind]
+                numbers[1, kind] += 1
+        before = i
+    return count, 0, -1
+
+
 def items_of(
     which: Queue,
     queue: NDArray[np.int8],
@@ -54,56 +126,34 @@ def items_of(
     moved: NDArray[np.int64],
     rate: int,
 ) -> Items:
-    """Groups the instructions of one queue into items; checks chains.
+    """Groups the instructions of one queue into items; ProgramError for chains that are none.
 
     ``rows``: wait, post, chained, into the scratchpad, of all instructions. ``cycles`` and ``moved`` are theirs too.
     """
-    at = np.flatnonzero(queue == which)
-    wait, post, chained, local = rows[at].T
-    heads = np.flatnonzero(chained == 0)
-    if len(at) and chained[0]:
-        raise refuse(int(at[0]), "a chained transfer without one before it")
-    split = np.flatnonzero((chained[1:] == 1) & (segment[at[1:]] != segment[at[:-1]])) if len(at) else at
-    if len(split):
-        raise refuse(int(at[split[0] + 1]), "a chained transfer behind a barrier")
-    if ((chained == 1) & (wait != 0)).any():
-        raise refuse(int(at[np.flatnonzero((chained == 1) & (wait != 0))[0]]), "a chained transfer waits for nothing")
-    lasts = np.append(heads[1:] - 1, len(at) - 1) if len(heads) else heads
-    inner = np.ones(len(at), np.bool_)
-    inner[lasts] = False
-    if (inner & (post != 0)).any():
-        raise refuse(int(at[np.flatnonzero(inner & (post != 0))[0]]), "only the last transfer of a request posts")
-    mixed = np.flatnonzero((chained[1:] == 1) & (local[1:] != local[:-1])) if len(at) else at
-    if len(mixed):
-        raise refuse(int(at[mixed[0] + 1]), "a request goes one way: over the channel or into the scratchpad")
-    if len(heads):
-        data = -(-np.add.reduceat(moved[at], heads) * RATE // rate)
-        own = np.add.reduceat(cycles[at], heads)
-    else:
-        data = own = np.zeros(0, np.int64)
-    is_local = local[heads] == 1
-    on_channel = np.full(len(heads), which != Queue.EXECUTE) & ~is_local
-    bits = np.array([[1], [2], [4], [8]])
-    waits, posts = (wait[heads] & bits) != 0, (post[lasts] & bits) != 0
-    return Items(
-        first=at[heads],
-        last=at[lasts],
-        segment=segment[at[heads]],
-        cycles=np.where(on_channel, data, own),
-        local=is_local,
-        waits=np.where(waits, np.cumsum(waits, axis=1) - 1, -1),
-        posts=np.where(posts, np.cumsum(posts, axis=1) - 1, -1),
-    )
+    spans, tokens = np.empty((5, len(queue)), np.int64), np.empty((2, 4, len(queue)), np.int64)
+    count, refusal, index = _group(int(which), queue, rows, segment, cycles, moved, rate, spans, tokens)
+    if refusal:
+        raise refuse(index, _REFUSALS[refusal])
+    first, last, own, data, local = spans[:, :count]
+    waits, posts = np.ascontiguousarray(tokens[:, :, :count])
+    return Items(first, last, own, data, local != 0, waits, posts)
 
 
-def check_balance(items: tuple[Items, ...], segment: NDArray[np.int64], barriers: NDArray[np.int64]) -> None:
-    """Between two barriers as many tokens of each kind are posted as are waited for."""
-    for kind in range(4):
-        posted, waited = np.zeros(len(barriers), np.int64), np.zeros(len(barriers), np.int64)
-        for part in items:
-            posted += np.bincount(part.segment[part.posts[kind] >= 0], minlength=len(barriers))
-            waited += np.bincount(part.segment[part.waits[kind] >= 0], minlength=len(barriers))
-        left = np.flatnonzero(posted > waited)
-        if len(left):
-            over = int(posted[left[0]] - waited[left[0]])
-            raise refuse(int(barriers[left[0]]), f"{over} {Token(1 << kind).name} left over where all queues meet")
+@compiled
+def _count_tokens(segment: NDArray[np.int64], numbers: NDArray[np.int64], sign: int, left: NDArray[np.int64]) -> None:
+    for item in range(segment.size):
+        for kind in range(4):
+            if numbers[kind, item] >= 0:
+                left[segment[item], kind] += sign
+
+
+def check_balance(items: tuple[Items, ...], barriers: NDArray[np.int64]) -> None:
+    """Between two barriers as many tokens of each kind are posted as are waited for; too few are a deadlock's cause."""
+    left = np.zeros((len(barriers), 4), np.int64)
+    for part in items:
+        _count_tokens(part.segment, part.posts, 1, left)
+        _count_tokens(part.segment, part.waits, -1, left)
+    if left.max(initial=0) > 0:
+        segment, kind = (int(at) for at in np.argwhere(left > 0)[0])
+        over = int(left[segment, kind])
+        raise refuse(int(barriers[segment]), f"{over} {Token(1 << kind).name} left over where all queues meet")
