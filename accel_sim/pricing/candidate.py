@@ -59,6 +59,9 @@ LANES = np.dtype([(name, np.int64) for name in ("first", "second", "most", "held
 group, the largest of all; and all those of a group together."""
 
 
+_WIDTHS = 8
+
+
 @compiled
 def count_lanes(layer: Any, machine: Any, pack: int, tile_channels: int, lanes: Any) -> None:
     """Fills ``lanes`` (:data:`LANES`)."""
@@ -153,15 +156,26 @@ def input_sum(
     # Where all tiles begin with a block, they are alike but for the last along K.
     alike = input_aligned(layer, machine.columns, pack, tile_channels)
     moved = 0
+    # Tiles along K come in few widths, however many they are: each is summed over the positions once.
+    widths, sums = np.empty(_WIDTHS, np.int64), np.empty(_WIDTHS, np.int64)
+    known = 0
     for group in range(1 if alike else groups):
         for piece in range(pieces):
             if alike and 0 < piece < pieces - 1:
                 continue
             first, last = input_piece(layer, machine.columns, pack, tile_channels, held, group, piece)
             times_piece = (pieces - 1 if piece == 0 and pieces > 1 else 1) * groups if alike else 1
-            for i in range(kinds):
-                found = map_bytes(inputs[i], segments[i], size, last - first, last - first == total, machine)
-                moved += times_piece * times[i] * found
+            at = 0
+            while at < known and widths[at] != last - first:
+                at += 1
+            if at == known:
+                at = min(at, _WIDTHS - 1)
+                widths[at], sums[at] = last - first, 0
+                for i in range(kinds):
+                    found = map_bytes(inputs[i], segments[i], size, last - first, last - first == total, machine)
+                    sums[at] += times[i] * found
+                known = at + 1
+            moved += times_piece * sums[at]
     return moved
 
 
