@@ -49,10 +49,10 @@ def schedule(
 ) -> Schedule:
     """Finds chains, what is applied on the way out, and a unit for everything else.
 
-    Two stages form a chain if the second is the only reader of what the first gives, in the same shape, and nothing
-    stands between them but operators that do nothing to int8 data, or a bias. An activation, a BatchNormalization, or
-    arithmetic with a constant per channel is applied on the way out if it alone reads the result of a stage, of a
-    product of activations, or of an operator on the vector unit.
+    An activation, a BatchNormalization, or arithmetic with a constant per channel is applied on the way out if it alone
+    reads the result of a stage, of a product of activations, or of an operator on the vector unit. Two stages form a
+    chain if the second is the only reader of what the first gives, in the same shape, and nothing stands between them
+    but what is applied on the way out, or does nothing to int8 data.
 
     With ``residual_on_drain``, so is the sum of a stage's result, with no more than a bias, a scale or a
     BatchNormalization applied, and another map of the same shape, if the sum alone reads that result: the later stage
@@ -94,7 +94,7 @@ def schedule(
                 summable.add(op.outputs[0])
         elif before is not None and (role is Role.EPILOGUE or op.op in TRANSPARENT):
             source[op.outputs[0]] = before
-            if alone[0] in chainable and (op.op in TRANSPARENT or op.op == "Add"):
+            if alone[0] in chainable:
                 chainable.add(op.outputs[0])
             if alone[0] in summable and op.op not in ACTIVATIONS:
                 summable.add(op.outputs[0])

@@ -108,15 +108,15 @@ def test_a_chain_says_what_stays_on_chip(model: AsicLatency) -> None:
     assert [row.on_chip for row in table.values()] == ["output", "input and output", "input"]
 
 
-def test_an_activation_ends_a_chain_and_costs_nothing(model: AsicLatency) -> None:
+@pytest.mark.parametrize("op", ["Relu", "HardSwish", "BatchNormalization", "Mul"])
+def test_what_is_applied_on_the_way_out_does_not_part_a_chain(model: AsicLatency, op: str) -> None:
     first, second = conv(64, 16), conv(16, 64, 3)
-    a, b = stages(first), stages(second, start="u")
-    relu = node("relu", "Relu", {"t1": (1, 16, 14, 14)}, {"u0": (1, 16, 14, 14)})
-    table = rows(model, [*a, relu, *(OpWork("m", *_rest(op)) for op in b)])
-    assert table["relu"].unit == "on the way out"
-    assert table["relu"].cost == Cost(kind=Kind.SIMULATED)
-    alone = model.chains([(first,), (second,)])
-    assert [table["n0"].cost, table["m"].cost] == alone
+    shape = (1, 16, 14, 14)
+    table = rows(model, _between(node("between", op, {"t1": shape}, {"u0": shape}, 16)))
+    assert table["between"].unit == "on the way out"
+    assert (table["between"].cost.latency, table["between"].cost.energy_pj) == (0, 0)
+    (chain,) = model.chains([(first, second)])
+    assert table["n0"].cycles + table["m"].cycles == chain.latency
 
 
 def _rest(op: OpWork) -> tuple[object, ...]:
@@ -190,10 +190,10 @@ def test_a_residual_is_added_on_the_way_out(model: AsicLatency) -> None:
     assert alone.latency < row.cycles <= alone.latency + 200 < alone.latency + vector.cycles
     assert row.dram_bytes == alone.dram_bytes + 16 * 1024
     assert vector.dram_bytes == 3 * 16 * 1024
-    # the map from DRAM, and four bytes of each value into the accumulators and out
+    # the map from DRAM, each value a byte, into the accumulator memory and out
     energy = model.spec.energy
     per_value = energy.dram_pj_per_byte
-    per_value += 4 * (energy.accumulator_read_pj_per_byte + energy.accumulator_write_pj_per_byte)
+    per_value += energy.accumulator_read_pj_per_byte + energy.accumulator_write_pj_per_byte
     assert row.cost.energy_pj == pytest.approx(alone.energy_pj + 16 * 1024 * per_value, rel=1e-9)
     assert row.cost.macs == alone.macs
 
