@@ -22,9 +22,10 @@ from codegen.asic_compile.places import rows_shape, whole_map
 from codegen.asic_compile.tensors import TensorPlaces
 from codegen.asic_compile.transfers import WholeMap
 from codegen.asic_compile.units import Unit, WayOut, units, way_out
-from codegen.asic_compile.vector_operations import lower_move, lower_vector, vector_reason
+from codegen.asic_compile.vector_operations import VectorAmount, lower_move, lower_vector, vector_reason
 from codegen.asic_compile.works import op_works, stage_work
 from codegen.asic_latency import AsicLatency, LayerRow, NetworkPlan
+from codegen.asic_ops import vector_operations
 from codegen.quantized.graph import QConv, QHost, QOperation, QPool, QReshape, QuantizedGraph
 from codegen.quantized.operands import reads, writes
 from passes.core.cost import Cost, Kind
@@ -192,8 +193,8 @@ class _Compiler:
             self._lower_chain([i for i in unit.operations if i in self.plan.stages])
         else:
             self._begin([first])
-            chunks = max(self.plan.rows[first].chunks, 1)
-            self.builder.predict(lower_vector(self.builder, self.graph, operation, self.places, chunks))
+            amount = VectorAmount(vector_operations(self.works[first]) or 0, max(self.plan.rows[first].chunks, 1))
+            self.builder.predict(lower_vector(self.builder, self.graph, operation, self.places, amount))
         for name in sorted(unit.outputs & self.places.keys()):
             self._copy(name)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,14 @@ from codegen.quantized.graph import (
 _COPY = VectorSpec(VectorFunction.COPY)
 
 
+@dataclass(frozen=True)
+class VectorAmount:
+    """Elementary operations, and the number of chunks, of the price list."""
+
+    operations: int
+    chunks: int
+
+
 def vector_reason(graph: QuantizedGraph, operation: QOperation) -> str:
     """Why the vector unit cannot run ``operation``; empty where it can, or where it is no operation of its own."""
     if isinstance(operation, QProduct) and graph.tensors[operation.a].signed != graph.tensors[operation.b].signed:
@@ -41,16 +50,16 @@ def lower_vector(
     graph: QuantizedGraph,
     operation: QOperation,
     places: TensorPlaces,
-    chunks: int,
+    amount: VectorAmount,
 ) -> int:
-    """Appends the instructions of ``operation``, in ``chunks`` pieces where that many make sense; gives its cycles by
-    the event model.
+    """Appends the instructions of ``operation``, in as many pieces as the price list has where that many make sense;
+    gives its cycles by the event model.
     """
     tensors = graph.tensors
     if isinstance(operation, QPool):
-        return _lower_pool(builder, graph, operation, places, chunks)
+        return _lower_pool(builder, graph, operation, places, amount)
     if isinstance(operation, QMove):
-        return _lower_moves(builder, graph, operation, places, chunks)
+        return _lower_moves(builder, graph, operation, places, amount)
     if isinstance(operation, QSum):
         a, b, y = (tensors[name] for name in (operation.a, operation.b, operation.output))
         a_ratio, b_ratio, offset = (
@@ -81,7 +90,7 @@ def lower_vector(
     shape = tensors[operation.output].shape
     order = np.argsort(target.offsets.reshape(-1))
     operands = tuple(_addresses(places[name], shape).reshape(-1)[order] for name in names)
-    return lower_elements(builder, ElementTask(spec, operands, target.address, len(order), chunks))
+    return lower_elements(builder, ElementTask(spec, operands, target.address, amount.operations, amount.chunks))
 
 
 def lower_move(builder: Builder, source: Place, target: Place) -> int:
@@ -104,7 +113,7 @@ def _addresses(place: Place, shape: tuple[int, ...]) -> NDArray[np.int64]:
 
 
 def _lower_moves(
-    builder: Builder, graph: QuantizedGraph, operation: QMove, places: Mapping[str, Place], chunks: int
+    builder: Builder, graph: QuantizedGraph, operation: QMove, places: Mapping[str, Place], amount: VectorAmount
 ) -> int:
     target = places[operation.output]
     tensor = graph.tensors[operation.output]
@@ -125,10 +134,14 @@ def _lower_moves(
     holes = wanted < 0
     fill = VectorSpec(VectorFunction.FILL, zero_point=0 if operation.fill is None else operation.fill)
     missing = (holes, fill) if holes.any() else None
-    return lower_elements(builder, ElementTask(_COPY, (wanted,), target.address, len(order), chunks, missing))
+    return lower_elements(
+        builder, ElementTask(_COPY, (wanted,), target.address, amount.operations, amount.chunks, missing)
+    )
 
 
-def _lower_pool(builder: Builder, graph: QuantizedGraph, operation: QPool, places: TensorPlaces, chunks: int) -> int:
+def _lower_pool(
+    builder: Builder, graph: QuantizedGraph, operation: QPool, places: TensorPlaces, amount: VectorAmount
+) -> int:
     x, y = graph.tensors[operation.input], graph.tensors[operation.output]
     n = len(operation.kernel)
     fill = (1,) * (3 - n)
@@ -153,4 +166,4 @@ def _lower_pool(builder: Builder, graph: QuantizedGraph, operation: QPool, place
             signed=x.signed,
             count_padding=operation.count_padding,
         )
-    return lower_pool(builder, PoolTask(source, target, window, spec, max(source.bytes, target.bytes), chunks))
+    return lower_pool(builder, PoolTask(source, target, window, spec, amount.operations, amount.chunks))

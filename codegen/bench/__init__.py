@@ -6,6 +6,7 @@ BUILTIN = {
     "solver": "codegen.bench.solver:Solver",
     "lower-time": "codegen.bench.lower_time:LowerTime",
     "asic-pricing": "codegen.bench.asic_pricing:AsicPricing",
+    "asic-engine": "codegen.bench.asic_engine:AsicEngine",
     "asic-vs-scalesim": "codegen.bench.asic_vs_scalesim:AsicVsScalesim",
     "staircase": "codegen.bench.staircase:Staircase",
     "validation": "codegen.bench.validation:Validation",

@@ -39,7 +39,8 @@ def bench(
     layers: Annotated[
         int | None,
         Option(
-            min=1, help="asic-pricing: how many random layers [1000]; asic-vs-scalesim: how many of its layers. [all]"
+            min=1,
+            help="asic-pricing, asic-engine: random layers [1000, 200]; asic-vs-scalesim: how many of its. [all]",
         ),
     ] = None,
     dataflow: Annotated[str | None, Option(help="asic-vs-scalesim: ws, os or is. [ws]")] = None,
