@@ -32,7 +32,7 @@ from accel_sim.program.isa import (
 WORD_BYTES = 4
 """Accumulator words are int32 wherever values are computed."""
 
-_MOST_TAPS = 1 << 28
+_MOST_TAPS = 1 << 25
 """Taps of all positions of a window; more is no window but damage."""
 
 T = TypeVar("T")
@@ -192,9 +192,11 @@ class Effects:
         if matmul.first_channel < 0 or matmul.first_channel + matmul.channels > window.channels:
             raise refuse(index, f"channels beyond the {window.channels} of the map")
         self._check_aligned(index, matmul.accumulator_address)
-        stored = self._stored(index, matmul.input_address, window, matmul.first_channel, matmul.channels)
         weights = Box(self.scratchpad, matmul.weight_address, (k * n,))
         sums = Box(self.accumulators, matmul.accumulator_address, (m * n * WORD_BYTES,))
+        weights.check(index)
+        sums.check(index)
+        stored = self._stored(index, matmul.input_address, window, matmul.first_channel, matmul.channels)
         reads = [stored, weights]
         begin: Box | None = None
         if matmul.accumulate:

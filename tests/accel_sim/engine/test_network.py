@@ -300,3 +300,47 @@ def test_damage_gives_an_error_of_its_own_or_a_result(seed: int) -> None:
         run(program, SPEC, inputs, host=host)
     except ProgramError as error:
         assert isinstance(error, HazardError) or error.index is not None
+
+
+@pytest.mark.parametrize("constant", ["neither", "left", "right"])
+def test_products_of_two_activations(constant: str) -> None:
+    """M x K times K x N where either operand may differ between the samples, or lie among the constants."""
+    m, k, n = 6, 16, 10
+    rng = np.random.default_rng(0)
+    left = rng.integers(-128, 128, (3, m, k)).astype(np.int8)
+    right = rng.integers(-128, 128, (3, k, n)).astype(np.int8)
+    if constant == "left":
+        left[:] = left[0]
+    if constant == "right":
+        right[:] = right[0]
+    code: list[Instruction] = [
+        Load(0, 0, Loops(m * k)),
+        Load(m * k, 1024, Loops(k * n), chained=True, post=Token.LOADED),
+        Preload(wait=Token.LOADED),
+        Matmul(0, 0, 1024, 0, k, n, post=Token.COMPUTED),
+        Store(m * k + k * n, 0, Loops(m * n), n, 0, wait=Token.COMPUTED),
+        Halt(),
+    ]
+    # Rows are images of one pixel; K x N lies row after row, as K images of N channels.
+    tensors = (
+        Tensor("left", (m, k), 0, 1.0, 0, True, "input"),
+        Tensor("right", (k, n), m * k, 1.0, 0, True, "input"),
+        Tensor("y", (1, n, m), m * k + k * n, 1.0, 0, True, "output"),
+    )
+    constants = {"neither": b"", "left": left[0].tobytes(), "right": right[0].tobytes()}[constant]
+    program = replace(
+        program_of(code),
+        windows=(Window(m, k, (1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1), (0, 0, 0), 0, True),),
+        outputs=(Output(0, False, 0, -128, 127, True),),
+        scales=(2.0**-9,),
+        tensors=tuple(tensor for tensor in tensors if tensor.name != constant),
+        constants=constants,
+        constants_address=m * k if constant == "right" else 0,
+        dram_bytes=m * k + k * n + m * n,
+    )
+    inputs = {name: data for name, data in (("left", left), ("right", right)) if name != constant}
+    found = run(program, SPEC, inputs).outputs["y"]
+    exact = left.astype(np.int64) @ right.astype(np.int64)
+    expected = np.clip(np.rint(exact.astype(np.float32) * np.float32(2.0**-9)), -128, 127)
+    assert len(np.unique(expected)) > 20
+    np.testing.assert_array_equal(found[:, 0].swapaxes(1, 2), expected)
