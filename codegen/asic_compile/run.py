@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from accel_sim.engine import Result, run
 from accel_sim.program.isa import HostCall, Program, Tensor
 from accel_sim.spec import MachineSpec
+from codegen.asic_compile.compile import Compiled
+from codegen.quantized.host_session import host_session
+from codegen.quantized.reference import dequantize_array, quantized_inputs
 
 Array = NDArray[Any]
 
@@ -28,6 +31,35 @@ def run_program(
     inputs = {t.name: _quantized(feeds[t.name], t) for t in program.tensors if t.role == "input"}
     result = run(program, spec, inputs, hazards=hazards, host=call_host)
     outputs = {t.name: _dequantized(result.outputs[t.name], t) for t in program.tensors if t.role == "output"}
+    return outputs, result
+
+
+def run_network(
+    compiled: Compiled, spec: MachineSpec, feeds: Mapping[str, Array], hazards: bool = True
+) -> tuple[dict[str, Array], Result]:
+    """The network's own outputs, by its names, for one sample per run of the program; and the engine's result.
+
+    ``feeds``: by the network's input names, with a leading axis of several times the network's batch for as many
+    samples. What the host runs behind the program (``Compiled.tail``) is run here.
+    """
+    graph = compiled.graph
+    tensors = {tensor.name: tensor for tensor in compiled.program.tensors}
+    given = quantized_inputs(graph, feeds)
+    inputs = {name: values.reshape(-1, *tensors[name].shape) for name, values in given.items()}
+    result = run(compiled.program, spec, inputs, hazards=hazards, host=call_host)
+    samples = len(next(iter(inputs.values())))
+    found: list[dict[str, Array]] = []
+    for sample in range(samples):
+        values = {name: out[sample].reshape(graph.tensors[name].shape) for name, out in result.outputs.items()}
+        for operation in compiled.tail:
+            made = host_session(graph, operation)({name: values[name] for name in operation.inputs})
+            values |= dict(zip(operation.outputs, made, strict=True))
+        found.append(values)
+    whole = {name: np.concatenate([values[name] for values in found]) for name in graph.outputs}
+    outputs = {
+        name: dequantize_array(whole[tensor], graph.tensors[tensor]) if is_float else whole[tensor]
+        for tensor, name, is_float in zip(graph.outputs, graph.output_names, graph.float_outputs, strict=True)
+    }
     return outputs, result
 
 

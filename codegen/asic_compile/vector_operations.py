@@ -134,9 +134,7 @@ def _lower_moves(
     holes = wanted < 0
     fill = VectorSpec(VectorFunction.FILL, zero_point=0 if operation.fill is None else operation.fill)
     missing = (holes, fill) if holes.any() else None
-    return lower_elements(
-        builder, ElementTask(_COPY, (wanted,), target.address, amount.operations, amount.chunks, missing)
-    )
+    return lower_elements(builder, ElementTask(_COPY, (wanted,), target.address, len(order), amount.chunks, missing))
 
 
 def _lower_pool(

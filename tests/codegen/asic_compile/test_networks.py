@@ -7,16 +7,18 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 
 from accel_sim.engine import Result, run
 from accel_sim.program.isa import Load, Matmul, Space, Store
 from accel_sim.spec_file import load_spec
 from codegen.asic_compile.compile import Compiled, compile_graph
-from codegen.asic_compile.run import call_host, run_program
+from codegen.asic_compile.run import call_host, run_network, run_program
 from codegen.asic_latency import AsicLatency
 from codegen.quantized.frontend import read_qdq
 from codegen.quantized.graph import QuantizedGraph
@@ -25,6 +27,7 @@ from passes.errors import UnsupportedError
 from tests.codegen.asic_compile.random_networks import Network, residual_network
 
 SHARED = Path(__file__).resolve().parents[4] / "shared"
+DIGITS = Path(__file__).resolve().parents[3] / "examples" / "digits.onnx"
 RESNET = SHARED / "models" / "resnet20_cifar10_qdq.onnx"
 
 
@@ -158,6 +161,37 @@ def test_other_widths_are_refused() -> None:
     graph = n.graph(n.conv(n.input, 4, (1, 1)))
     with pytest.raises(UnsupportedError, match="8-bit"):
         compiled(graph, "edge_16x16", data_bits="16")
+
+
+def test_what_gives_floats_at_the_end_runs_behind_the_program(tmp_path: Path) -> None:
+    """The example's digits, quantized, with a softmax whose result nobody quantizes: as onnxruntime has it."""
+    model = onnx.load(DIGITS)
+    logits = model.graph.output[0].name
+    rng = np.random.default_rng(0)
+    shape = [d.dim_value or 1 for d in model.graph.input[0].type.tensor_type.shape.dim]
+    name = model.graph.input[0].name
+    x = rng.normal(size=(32, *shape[1:])).astype(np.float32)
+    path = tmp_path / "digits_qdq.onnx"
+    quantize_static(str(DIGITS), str(path), _Batches(name, x), quant_format=QuantFormat.QDQ)
+    model = onnx.load(path)
+    model.graph.node.append(onnx.helper.make_node("Softmax", [logits], ["shares"], axis=-1))
+    del model.graph.output[:]
+    model.graph.output.append(onnx.helper.make_tensor_value_info("shares", onnx.TensorProto.FLOAT, ["n", 10]))
+    onnx.save(model, path)
+    found = compiled(read_qdq(path))
+    y, _ = run_network(found, load_spec(), {name: x})
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    truth = np.concatenate([session.run(None, {name: row[None]})[0] for row in x])
+    np.testing.assert_allclose(y["shares"], truth, rtol=0, atol=1e-6)
+    assert [operation.op for operation in found.tail] and found.host_rows
+
+
+class _Batches(CalibrationDataReader):
+    def __init__(self, name: str, x: np.ndarray) -> None:
+        self.feeds = iter([{name: row[None]} for row in x])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self.feeds, None)
 
 
 @pytest.mark.skipif(not RESNET.exists(), reason=f"no {RESNET.name} in the folder of shared models")
