@@ -318,7 +318,7 @@ class _Search:
                 self.space, solver, config.max_error, self.stepper, feeds, correction, self.effort, self.run_events
             )
             return attempt
-        return carry_out([attempt], self.space, self.stepper, feeds, correction, self.run_events)[0]
+        return carry_out(attempt, self.space, self.stepper, feeds, correction, self.run_events)
 
     def tighten(self, emission: Emission) -> bool:
         """Lowers the goals by what the emitted files take beyond the budgets; False where they keep them all."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from codegen.events import Events
 from codegen.memory import (
@@ -14,13 +17,17 @@ from codegen.memory import (
 )
 from codegen.space import Effort, Space
 from codegen.walks import outputs_under, plain_chain, relative_error
+from codegen.weighting import POWER, Posterior
 from passes.core.cost import Cost
 from passes.core.site import Chain
-from passes.correct import Choice, Correction, correct
+from passes.correct import Choice, Corrected, Correction, correct_each
 from passes.onnx_stepper import Feeds, Stepper
 from passes.ranks.milp import least
 from passes.ranks.problem import RankPlan, RankProblem, RankSolver
 from passes.sensitivity import divergence
+
+PLANS_A_TURN = 2
+"""A fixed number, not that of the cores: what comes out must not depend on the machine."""
 
 
 @dataclass(eq=False)
@@ -44,47 +51,82 @@ def carry_out(
     correction: Correction | None,
     events: Events,
 ) -> Attempt:
-    """Makes the attempt's chains: corrected in sequence on ``feeds``, or by the weights alone without a correction.
-
-    Sites that cannot be walked to (inside bodies) go by their weights in either case. The loss and the relative error
-    are those of the network's outputs on ``feeds``; NaN where it cannot be walked.
-    """
-    name = attempt_name(attempt.choices, correction is not None)
-    known = load_chains(space.memory, name, space.sites, attempt.choices)
-    if known is not None:
-        chains, numbers = known
-        return replace(attempt, chains=chains, loss=numbers["loss"], relative_l2=numbers["relative_l2"])
-    done = _carry_out(attempt, space, stepper, feeds, correction, events)
-    save_chains(space.memory, name, done.chains, {"loss": done.loss, "relative_l2": done.relative_l2})
-    return done
+    """:func:`carry_out_each` for one attempt."""
+    return carry_out_each([attempt], space, stepper, feeds, correction, events)[0]
 
 
-def _carry_out(
-    attempt: Attempt,
+def carry_out_each(
+    attempts: Sequence[Attempt],
     space: Space,
     stepper: Stepper | None,
     feeds: Feeds | None,
     correction: Correction | None,
     events: Events,
-) -> Attempt:
+) -> list[Attempt]:
+    """Makes the attempts' chains: corrected in sequence on ``feeds``, or by the weights alone without a correction.
+
+    Sites that cannot be walked to (inside bodies) go by their weights in either case. The loss and the relative error
+    are those of the network's outputs on ``feeds``; NaN where it cannot be walked. An attempt gets what it would get
+    alone, on any number of cores.
+    """
+    names = [attempt_name(attempt.choices, correction is not None) for attempt in attempts]
+    done: dict[str, Attempt] = {}
+    for name, attempt in zip(names, attempts, strict=True):
+        known = load_chains(space.memory, name, space.sites, attempt.choices)
+        if known is not None:
+            chains, numbers = known
+            done[name] = replace(attempt, chains=chains, loss=numbers["loss"], relative_l2=numbers["relative_l2"])
+    new = {name: a for name, a in zip(names, attempts, strict=True) if name not in done}
+    for name, attempt in zip(
+        new, _carry_out(list(new.values()), space, stepper, feeds, correction, events), strict=True
+    ):
+        save_chains(space.memory, name, attempt.chains, {"loss": attempt.loss, "relative_l2": attempt.relative_l2})
+        done[name] = attempt
+    return [done[name] for name in names]
+
+
+def _carry_out(
+    attempts: list[Attempt],
+    space: Space,
+    stepper: Stepper | None,
+    feeds: Feeds | None,
+    correction: Correction | None,
+    events: Events,
+) -> list[Attempt]:
     walked = set() if stepper is None else {s.name for s in stepper.sites.values()}
-    chains: dict[str, Chain] = {}
-    for site in space.sites:
-        choice = attempt.choices[site.name]
-        if choice.format is not None and (correction is None or site.name not in walked):
-            chains[site.name] = plain_chain(site, choice)
-    if stepper is None or feeds is None:
-        return replace(attempt, chains=chains)
+    plain: list[dict[str, Chain]] = [
+        {
+            site.name: plain_chain(site, attempt.choices[site.name])
+            for site in space.sites
+            if attempt.choices[site.name].format is not None and (correction is None or site.name not in walked)
+        }
+        for attempt in attempts
+    ]
+    if stepper is None or feeds is None or not attempts:
+        return [replace(attempt, chains=chains) for attempt, chains in zip(attempts, plain, strict=True)]
     if correction is None:
-        before, after = outputs_under(stepper, feeds, {}), outputs_under(stepper, feeds, chains)
+        before = outputs_under(stepper, feeds, {})
+        found = [Corrected(chains, outputs_under(stepper, feeds, chains)) for chains in plain]
     else:
-        choices = {name: c for name, c in attempt.choices.items() if name in walked}
-        with events.stage("correct in sequence", len(choices)) as progress:
-            corrected, before, after = correct(
-                stepper, feeds, choices, correction, space.roots, lambda site: progress.advance(1, site.name)
+        plans = [{name: c for name, c in attempt.choices.items() if name in walked} for attempt in attempts]
+        with events.stage("correct in sequence", len(stepper.sites)) as progress:
+            found, before = correct_each(
+                stepper, feeds, plans, correction, space.roots, lambda site: progress.advance(1, site.name), _cores()
             )
-        chains |= corrected
-    return replace(attempt, chains=chains, loss=divergence(after, before), relative_l2=relative_error(after, before))
+    return [
+        replace(
+            attempt,
+            chains=chains | corrected.chains,
+            loss=divergence(corrected.outputs, before),
+            relative_l2=relative_error(corrected.outputs, before),
+        )
+        for attempt, chains, corrected in zip(attempts, plain, found, strict=True)
+    ]
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def affordable(
@@ -144,29 +186,59 @@ def best_within_budgets(
     """Plans under several weightings of the sites' errors, each carried out; the one that loses least stays.
 
     No sum over layers predicts the joint loss well enough to choose between plans that are close, so it is measured.
+    The first plans are those of powers of the measured sensitivities; each turn after them learns from all losses so
+    far (:mod:`codegen.weighting`) and carries out ``PLANS_A_TURN`` more.
     """
     trace: list[dict[str, Any]] = []
-    best: Attempt | None = None
-    seen: set[tuple[Any, ...]] = set()
-    powers = effort.weightings if space.weights and correction is not None else (0.0,)
-    for power in powers:
-        if best is not None and out_of_time():
+    tried: dict[str, Attempt] = {}
+    searched = bool(space.weights) and correction is not None
+    rng = np.random.default_rng(0 if correction is None else correction.seed)
+
+    def proposals() -> Iterator[dict[str, dict[str, float]]]:
+        """Weightings of a turn by the names that the trace gives to them; a later turn learns from those before."""
+        powers = effort.weightings if searched else (0.0,)
+        for start in range(0, len(powers), PLANS_A_TURN):
+            some = powers[start : start + PLANS_A_TURN]
+            yield {f"sensitivity^{p:g}": {n: v**p for n, v in space.weights.items()} for p in some}
+        for turn in range(effort.turns if searched else 0):
+            learned = learned_weights(space, list(tried.values()), rng)
+            yield {f"what turn {turn + 1} learned, {k}": weights for k, weights in enumerate(learned)}
+
+    for weightings in proposals():
+        if tried and out_of_time():
             events.note("the time budget ended the search early: the best plan so far is used")
             break
-        weights = {name: value**power for name, value in space.weights.items()}
-        with events.stage("choose ranks"):
-            attempt, turns = affordable(space, solver, budgets, weights, effort)
-        trace.extend(turns)
-        key = tuple((n, c.format.name if c.format else "", c.rank) for n, c in sorted(attempt.choices.items()))
-        if key in seen:
-            continue
-        seen.add(key)
-        attempt = carry_out(attempt, space, stepper, feeds, correction, events)
-        trace[-1]["note"] = f"errors weighted by sensitivity^{power:g}: loss on the calibration data {attempt.loss:.4g}"
-        if best is None or (_excess(attempt, budgets), attempt.loss) < (_excess(best, budgets), best.loss):
-            best = attempt
-    assert best is not None
-    return best, trace
+        new: dict[str, tuple[Attempt, dict[str, Any]]] = {}
+        for note, weights in weightings.items():
+            with events.stage("choose ranks"):
+                attempt, turns = affordable(space, solver, budgets, weights, effort)
+            trace.extend(turns)
+            name = attempt_name(attempt.choices, correction is not None)
+            if name not in tried and name not in new:
+                new[name] = attempt, turns[-1]
+                turns[-1]["note"] = f"errors weighted by {note}"
+            if len(new) == PLANS_A_TURN:
+                break
+        done = carry_out_each([attempt for attempt, _ in new.values()], space, stepper, feeds, correction, events)
+        for (name, (_, turn)), attempt in zip(new.items(), done, strict=True):
+            turn["note"] += f": loss on the calibration data {attempt.loss:.4g}"
+            tried[name] = attempt
+    return min(tried.values(), key=lambda a: (_excess(a, budgets), a.loss)), trace
+
+
+def learned_weights(space: Space, tried: Sequence[Attempt], rng: np.random.Generator) -> list[dict[str, float]]:
+    """Weightings for the next plans: the middle of what the plans so far say of the weights, then draws around it.
+
+    More than one turn needs, since some lead to plans that were tried before.
+    """
+    names = list(space.weights)
+    posterior = Posterior(
+        POWER * np.log([space.weights[name] for name in names]),
+        np.array([[space.error(name, attempt.choices[name]) for name in names] for attempt in tried]),
+        np.array([attempt.loss for attempt in tried]),
+    )
+    found = [posterior.mean(), *(posterior.draw(rng) for _ in range(3 * PLANS_A_TURN))]
+    return [dict(zip(names, np.exp(weights).tolist(), strict=True)) for weights in found]
 
 
 def _excess(attempt: Attempt, budgets: Mapping[str, float]) -> float:

@@ -42,21 +42,23 @@ class Effort:
     """How far a search goes.
 
     ``elements`` bounds the patches that a fit sees, ``sweeps`` its refits behind a clamp. ``weightings`` are powers
-    of the measured sensitivities: each gives a plan that is carried out, and the best one stays. ``macs`` bounds the
-    work that measuring sensitivities, or carrying out one more plan, may take.
+    of the measured sensitivities: each gives a plan that is carried out. ``turns`` is how often more plans follow,
+    under weights learned from those before; the best plan stays. ``macs`` bounds the work that measuring sensitivities
+    may take; where it cannot be done within it, one plan is all there is.
     """
 
     elements: int
     sweeps: int
     weightings: tuple[float, ...]
+    turns: int
     macs: float
     solver_s: float
 
 
 EFFORTS = {
-    "quick": Effort(4_000_000, 1, (0.0,), 0.0, 10),
-    "default": Effort(12_000_000, 3, (1.0, 0.0, 0.5), 120e9, 30),
-    "extensive": Effort(48_000_000, 6, (1.0, 0.0, 0.5, 1.5), 4e12, 300),
+    "quick": Effort(4_000_000, 1, (0.0,), 0, 0.0, 10),
+    "default": Effort(12_000_000, 1, (1.0, 0.5), 2, 120e9, 30),
+    "extensive": Effort(48_000_000, 3, (1.0, 0.0, 0.5, 1.5), 8, 4e12, 300),
 }
 
 
@@ -115,6 +117,12 @@ class Space:
             if (candidate.name, candidate.rank) == (format, rank):
                 return candidate
         raise KeyError(f"{site} has no candidate {format} {rank}")
+
+    def error(self, site: str, choice: Choice) -> float:
+        """The relative error that a candidate of the site is expected to have."""
+        name = "dense" if choice.format is None else choice.format.name
+        scored = self.scored[site]
+        return float(scored.relative[scored.candidates.index(self.candidate(site, name, choice.rank))])
 
     def single(self, site: str, format: str, rank: Rank) -> Cost:
         """The cost of one chain at a site, whether it is a candidate or not."""

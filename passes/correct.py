@@ -11,8 +11,11 @@ counts an output in full where the original is not flat and the fit is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,8 +26,11 @@ from passes.core.fit import WIDE, FitProblem, Regression
 from passes.core.moments import Moments
 from passes.core.patches import outputs_at, patches, sample_rows
 from passes.core.site import Array, Chain, Site, Stage, compose
-from passes.onnx_stepper import Epilogue, Feeds, Stepper, Stop
+from passes.onnx_stepper import Epilogue, Feeds, Stepper, Stop, Walk
 from passes.torch_apply import as_array, run_chain
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,14 @@ class Correction:
     seed: int = 0
 
 
+@dataclass(frozen=True, eq=False)
+class Corrected:
+    """A plan's chains by site name, and the outputs of the network that has them."""
+
+    chains: dict[str, Chain]
+    outputs: dict[str, torch.Tensor]
+
+
 def correct(
     stepper: Stepper,
     feeds: Feeds,
@@ -67,47 +81,129 @@ def correct(
     ``feeds``: input name -> array with all calibration samples. ``roots``: square roots of output metrics by site.
     Returns the chains and the outputs of the original and of the corrected network on the feeds.
     """
-    chains: dict[str, Chain] = {}
-    rng = np.random.default_rng(options.seed)
-    original, compressed = stepper.walk(feeds), stepper.walk(feeds)
-    with torch.no_grad():
-        try:
-            wanted, seen = next(original), next(compressed)
-            while True:
-                site = wanted.site
-                y = run_chain(site, Chain((site.stage,)), wanted.input)
-                choice = choices.get(site.name)
-                if choice is None or (choice.format is None and not options.dense):
-                    chain = Chain((site.stage,))
-                else:
-                    epilogue = stepper.epilogues[site.output]
-                    root = (roots or {}).get(site.name)
-                    chain = _fit(wanted, seen, y, epilogue, choice, options, rng, root)
-                    chains[site.name] = chain
-                progress(site)
-                y_seen = run_chain(site, chain, seen.input)
-                # both walks hold the same nodes, so they pause and end together
-                wanted = _advance(original, y)
-                seen = _advance(compressed, y_seen)
-        except _Ended as end:
-            before = end.outputs
+    (found,), before = correct_each(stepper, feeds, [choices], options, roots, progress)
+    return found.chains, before, found.outputs
+
+
+def correct_each(
+    stepper: Stepper,
+    feeds: Feeds,
+    plans: Sequence[Mapping[str, Choice]],
+    options: Correction,
+    roots: Mapping[str, Array] | None = None,
+    progress: Callable[[Site], None] = lambda site: None,
+    threads: int = 1,
+) -> tuple[list[Corrected], dict[str, torch.Tensor]]:
+    """:func:`correct` for several plans beside one walk over the original network, whose outputs are returned too.
+
+    Each plan gets what it would get alone, whatever the number of ``threads`` that share the plans at each site.
+    """
+    original = stepper.walk(feeds)
+    with torch.no_grad(), _Workers(min(threads, len(plans))) as workers:
+        wanted = next(original)
+        walks = workers.each(lambda choices: _PlanWalk(stepper.walk(feeds), choices), plans)
+        index = 0
+        while True:
+            site = wanted.site
+            y = run_chain(site, Chain((site.stage,)), wanted.input)
+            goal = None
+            if any(walk.refits(site, options) for walk in walks):
+                goal = _Goal.of(wanted, y, options, np.random.default_rng((options.seed, index)))
+            root = (roots or {}).get(site.name)
+            epilogue = stepper.epilogues[site.output]
+            workers.each(
+                partial(_advance_plan, site=site, goal=goal, epilogue=epilogue, options=options, root=root), walks
+            )
+            progress(site)
+            index += 1
             try:
-                compressed.send(y_seen)
-            except StopIteration as other:
-                return chains, before, other.value
-    raise AssertionError("the two walks did not end together")
+                wanted = original.send(y)
+            except StopIteration as end:
+                return [walk.ended() for walk in walks], end.value
 
 
-class _Ended(Exception):
-    def __init__(self, outputs: dict[str, torch.Tensor]) -> None:
-        self.outputs = outputs
+class _PlanWalk:
+    """The walk over the network under one plan. It holds the same nodes as the original one: they pause together."""
+
+    def __init__(self, walk: Walk, choices: Mapping[str, Choice]) -> None:
+        self.walk, self.choices = walk, choices
+        self.chains: dict[str, Chain] = {}
+        self.outputs: dict[str, torch.Tensor] | None = None
+        self.stop: Stop = next(walk)
+
+    def refits(self, site: Site, options: Correction) -> bool:
+        choice = self.choices.get(site.name)
+        return choice is not None and (choice.format is not None or options.dense)
+
+    def send(self, y: torch.Tensor) -> None:
+        try:
+            self.stop = self.walk.send(y)
+        except StopIteration as end:
+            self.outputs = end.value
+
+    def ended(self) -> Corrected:
+        if self.outputs is None:
+            raise AssertionError("the walks did not end together")
+        return Corrected(self.chains, self.outputs)
 
 
-def _advance(walk: object, y: torch.Tensor) -> Stop:
-    try:
-        return walk.send(y)  # type: ignore[attr-defined,no-any-return]
-    except StopIteration as end:
-        raise _Ended(end.value) from None
+def _advance_plan(
+    walk: _PlanWalk, site: Site, goal: _Goal | None, epilogue: Epilogue, options: Correction, root: Array | None
+) -> None:
+    """One site of one plan: its chain, and on to the next site."""
+    chain = Chain((site.stage,))
+    if walk.refits(site, options):
+        assert goal is not None
+        chain = walk.chains[site.name] = _fit(walk.stop, goal, epilogue, walk.choices[site.name], options, root)
+    walk.send(run_chain(site, chain, walk.stop.input))
+
+
+class _Workers:
+    """Maps over plans in threads: NumPy and torch let go of the interpreter where the work is."""
+
+    def __init__(self, threads: int) -> None:
+        # the pool is waited for by the main thread alone, so that an interrupt arrives at the end of a site
+        self._pool = None if threads < 2 else ThreadPoolExecutor(threads, initializer=_alone)
+
+    def __enter__(self) -> _Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def each(self, work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        return [work(item) for item in items] if self._pool is None else list(self._pool.map(work, items))
+
+
+def _alone() -> None:
+    """What torch sets by thread: no gradients, and no threads of its own beside those of the plans."""
+    torch.set_grad_enabled(False)
+    torch.set_num_threads(1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Goal:
+    """What the original network has at a site, at the sampled positions ``rows``: (g, n, O) each.
+
+    ``plain`` are the layer's own outputs, ``joined`` those behind the addition; None where its branch is not known.
+    """
+
+    rows: Array
+    plain: Array
+    joined: Array | None
+
+    @classmethod
+    def of(cls, wanted: Stop, y: torch.Tensor, options: Correction, rng: np.random.Generator) -> _Goal:
+        site, stage = wanted.site, wanted.site.stage
+        groups = stage.geometry.groups
+        width = int(np.prod(stage.weight.shape[1:])) * groups
+        limit = max(options.elements // width, 4 * stage.out_channels)
+        rows = _rows(site, as_array(site, wanted.input).shape, limit, rng)
+        plain = outputs_at(as_array(site, y), groups, rows)
+        if not options.skips or wanted.skip is None or wanted.skip.shape != y.shape:
+            return cls(rows, plain, None)
+        return cls(rows, plain, plain + outputs_at(as_array(site, wanted.skip), groups, rows))
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,31 +229,14 @@ class _Target:
         return goal if self.skip is None else goal - self.skip
 
 
-def _fit(
-    wanted: Stop,
-    seen: Stop,
-    y: torch.Tensor,
-    epilogue: Epilogue,
-    choice: Choice,
-    options: Correction,
-    rng: np.random.Generator,
-    root: Array | None,
-) -> Chain:
-    site, stage = wanted.site, wanted.site.stage
-    x = as_array(site, seen.input)
-    width = int(np.prod(stage.weight.shape[1:])) * stage.geometry.groups
-    rows = _rows(site, x.shape, max(options.elements // width, 4 * stage.out_channels), rng)
-    columns = patches(x, stage.geometry, rows)
-    groups = stage.geometry.groups
-
-    def sampled(value: torch.Tensor) -> Array:
-        return outputs_at(as_array(site, value), groups, rows)
-
-    total, skip = sampled(y), None
-    if options.skips and wanted.skip is not None and seen.skip is not None and wanted.skip.shape == y.shape:
-        total = total + sampled(wanted.skip)
-        skip = sampled(seen.skip)
-    target = _Target(total, skip, epilogue if skip is not None or epilogue.skip is None else Epilogue())
+def _fit(seen: Stop, goal: _Goal, epilogue: Epilogue, choice: Choice, options: Correction, root: Array | None) -> Chain:
+    site, stage = seen.site, seen.site.stage
+    columns = patches(as_array(site, seen.input), stage.geometry, goal.rows)
+    if goal.joined is not None and seen.skip is not None:
+        skip = outputs_at(as_array(site, seen.skip), stage.geometry.groups, goal.rows)
+        target = _Target(goal.joined, skip, epilogue)
+    else:
+        target = _Target(goal.plain, None, epilogue if epilogue.skip is None else Epilogue())
     moments = Moments.of(columns, target.initial())
     weight = stage.grouped_weight().astype(np.float64)
     flat = weight.reshape(*weight.shape[:2], -1)
@@ -170,10 +249,10 @@ def _fit(
         if sweep:
             predicted = np.matmul(columns, composed.swapaxes(1, 2).astype(columns.dtype)) + bias[:, None, :]
             moments = moments.retarget(columns, target.moved(predicted.astype(columns.dtype)))
-        goal = regression.fit(moments)
-        problem = FitProblem(goal.reshape(weight.shape), regression.gram, root)
+        best = regression.fit(moments)
+        problem = FitProblem(best.reshape(weight.shape), regression.gram, root)
         if choice.format is None:
-            stages = (replace(stage, weight=goal.reshape(stage.weight.shape), bias=None),)
+            stages = (replace(stage, weight=best.reshape(stage.weight.shape), bias=None),)
         elif sweep:
             stages = alternate(refit_tail(stages, problem), problem, rounds=2)
         else:

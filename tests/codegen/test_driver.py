@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 
 from codegen import driver
 from codegen.config import LowerConfig

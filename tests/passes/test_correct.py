@@ -14,7 +14,7 @@ from passes.core.fit import FitProblem
 from passes.core.formats import FORMATS
 from passes.core.reference import relative_l2
 from passes.core.site import Chain, Site
-from passes.correct import Choice, Correction, correct
+from passes.correct import Choice, Correction, correct, correct_each
 from passes.factorize import Factorize
 from passes.onnx_graph import OnnxGraph
 from passes.onnx_stepper import Epilogue, Stepper, Stop
@@ -381,3 +381,38 @@ def test_a_correction_holds_on_samples_that_it_has_not_seen() -> None:
 
     alone = layerwise(stepper, new, wanted)["y"].numpy()  # and that although these are fitted on the new samples
     assert relative_l2(run(chains), run({})) < relative_l2(alone, run({}))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_plans_side_by_side_get_what_each_gets_alone(threads: int) -> None:
+    _, stepper, feeds = residual(1)
+    plans = [choices(stepper, **wanted) for wanted in (COMPRESSED, FULL, dict.fromkeys(COMPRESSED))]
+    plans.append(choices(stepper, d=("tucker2", (5, 7))))  # the other layers stay out of it
+    few = Correction(elements=20_000)
+    found, before = correct_each(stepper, feeds, plans, few, threads=threads)
+    assert len(found) == len(plans)
+    for plan, together in zip(plans, found, strict=True):
+        chains, alone_before, after = correct(stepper, feeds, plan, few)
+        assert torch.equal(before["y"], alone_before["y"]) and torch.equal(together.outputs["y"], after["y"])
+        assert together.chains.keys() == chains.keys() == plan.keys()
+        for name, chain in chains.items():
+            for one, two in zip(chain, together.chains[name], strict=True):
+                np.testing.assert_array_equal(one.weight, two.weight)
+                assert (one.bias is None) == (two.bias is None)
+                if one.bias is not None and two.bias is not None:
+                    np.testing.assert_array_equal(one.bias, two.bias)
+
+
+def test_what_fails_in_a_thread_is_not_lost() -> None:
+    _, stepper, feeds = residual(1)
+    broken = {"x": np.full_like(feeds["x"], np.nan)}
+    plans = [choices(stepper, **COMPRESSED), choices(stepper, **FULL)]
+    with pytest.raises(FloatingPointError):
+        correct_each(stepper, broken, plans, Correction(), threads=2)
+
+
+def test_threads_of_torch_are_those_of_before() -> None:
+    _, stepper, feeds = residual(1)
+    count = torch.get_num_threads()
+    correct_each(stepper, feeds, [choices(stepper, **COMPRESSED)] * 2, Correction(), threads=2)
+    assert torch.get_num_threads() == count and torch.is_grad_enabled()
