@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,27 +16,16 @@ from accel_sim.program.machine_hash import machine_text, spec_hash
 from accel_sim.program.record_layouts import INSTRUCTIONS, Opcode
 from accel_sim.program.records import code_table
 from accel_sim.spec_file import load_spec, presets
+from tests.accel_sim.program.forged_containers import ENTRY, HEADER, resealed
 from tests.accel_sim.program.sample_programs import EMPTY, SAMPLES, SPEC, one_tile, two_layers
 
-HEADER, ENTRY, SECTIONS = 128, 32, 11
+SECTIONS = 11
 
 
 def section(data: bytes, number: int) -> tuple[int, int]:
     """Offset and size of a section, read by hand."""
     _, _, offset, size, _, _ = struct.unpack_from("<IIqqII", data, HEADER + number * ENTRY)
     return offset, size
-
-
-def resealed(data: bytes | bytearray) -> bytes:
-    """``data`` with all checksums recomputed, as somebody would who forges a program."""
-    forged = bytearray(data)
-    for number in range(SECTIONS):
-        offset, size = section(forged, number)
-        if offset >= 0 and size >= 0:
-            struct.pack_into("<I", forged, HEADER + number * ENTRY + 4, zlib.crc32(forged[offset : offset + size]))
-    forged[124:128] = bytes(4)
-    struct.pack_into("<I", forged, 124, zlib.crc32(forged[: HEADER + SECTIONS * ENTRY]))
-    return bytes(forged)
 
 
 @pytest.mark.parametrize("name", SAMPLES)

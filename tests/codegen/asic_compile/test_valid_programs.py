@@ -36,7 +36,7 @@ def check(program: Program, spec: MachineSpec) -> None:
     assert encode(assemble(disassemble(program, spec))) == data
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(drawn.layers(), drawn.machines(), st.integers(0, 2**32 - 1))
 def test_any_tiling_of_any_layer(
     layer_drawn: tuple[Layer, tuple[int, int, int], tuple[int, int, int]], spec: MachineSpec, seed: int
