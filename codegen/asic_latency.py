@@ -81,16 +81,17 @@ class AsicLatency:
     """:class:`passes.core.cost.LatencyModel` of a machine described by ``spec``; latency in cycles of its clock.
 
     ``weight_file_bytes`` is what one weight takes in the ONNX file; chains, unlike nodes, do not carry it.
+    ``maps_on_chip`` False keeps no map between two stages on chip.
     """
 
     unit = "cycles"
     margin = 0.0
     granularity = 1
 
-    def __init__(self, spec: MachineSpec, weight_file_bytes: int = 4) -> None:
+    def __init__(self, spec: MachineSpec, weight_file_bytes: int = 4, maps_on_chip: bool = True) -> None:
         self.spec = spec
         self._weight_file_bytes = weight_file_bytes
-        self._prices = PriceList(spec)
+        self._prices = PriceList(spec, maps_on_chip)
         self._layers: dict[StageWork, Layer] = {}
         self._costs: dict[tuple[StageWork, ...], Cost] = {}
 

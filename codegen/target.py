@@ -58,8 +58,7 @@ def parse_target(text: str) -> Target:
 
     UsageError for an unknown name or option, InputError for a file that cannot be used.
     """
-    head, colon, tail = text.partition(":")
-    options = _options(text, tail) if colon else {}
+    head, options = split_target(text)
     if head.endswith(".toml") or head in presets():
         from codegen.asic_target import AsicTarget
 
@@ -70,13 +69,15 @@ def parse_target(text: str) -> Target:
     return TARGETS.load(head).make(text, options)
 
 
-def _options(text: str, tail: str) -> dict[str, str]:
+def split_target(text: str) -> tuple[str, dict[str, str]]:
+    """``name:key=value,key=value`` as name and options. Raises UsageError."""
+    head, colon, tail = text.partition(":")
     options: dict[str, str] = {}
-    for part in tail.split(","):
+    for part in tail.split(",") if colon else ():
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if not (key and equals and value):
             raise UsageError(f"--target {text!r}: options are written name:key=value,key=value")
         if key in options:
             raise UsageError(f"--target {text!r}: {key} is given twice")
         options[key] = value
-    return options
+    return head, options

@@ -87,10 +87,14 @@ def join(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.
 
 
 class PriceList:
-    """Prices of one machine, cached by shape. Not for several threads at once."""
+    """Prices of one machine, cached by shape. Not for several threads at once.
 
-    def __init__(self, spec: MachineSpec) -> None:
+    ``maps_on_chip`` False: all maps go through DRAM, layer by layer, so that it shows what the others save.
+    """
+
+    def __init__(self, spec: MachineSpec, maps_on_chip: bool = True) -> None:
         self.spec = spec
+        self.maps_on_chip = maps_on_chip
         self.machine = machine_record(spec)
         self._layers: dict[tuple[int, ...], Any] = {}
         self._vectors: dict[tuple[int, int, int, int], VectorPrice] = {}
@@ -163,8 +167,8 @@ class PriceList:
         variants = []
         for i, layer in enumerate(chain):
             rows = {}
-            may_stay = (i + 1 < len(chain) or open_after) and not layer.residual
-            for before in (False, True) if i or open_before else (False,):
+            may_stay = self.maps_on_chip and (i + 1 < len(chain) or open_after) and not layer.residual
+            for before in (False, True) if self.maps_on_chip and (i or open_before) else (False,):
                 for after in (False, True) if may_stay else (False,):
                     kept = before * layer.input_elements + after * layer.output_elements
                     rows[before, after] = layer.row(before, after, kept * data_bytes)
