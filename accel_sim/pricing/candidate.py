@@ -62,6 +62,9 @@ group, the largest of all; and all those of a group together."""
 _WIDTHS = 8
 
 
+MOST_WIDTHS = 16
+
+
 @compiled
 def count_lanes(layer: Any, machine: Any, pack: int, tile_channels: int, lanes: Any) -> None:
     """Fills ``lanes`` (:data:`LANES`)."""
@@ -137,45 +140,52 @@ def fits(
 
 
 @compiled
+def piece_widths(layer: Any, machine: Any, pack: int, tile_channels: int, held: int, widths: NDArray[np.int64]) -> int:
+    """Writes how many channels the tiles along K of all groups load into row 0 of ``widths``, and how often into row 1;
+    each number of channels once. Gives their number, at most :data:`MOST_WIDTHS`.
+
+    Tiles differ by where they lie in their blocks, by being the last, and by the narrower last block of the map.
+    """
+    channels = layer.channels * pack
+    groups, pieces = layer.groups // pack, ceil_div(channels, tile_channels)
+    alike = input_aligned(layer, machine.columns, pack, tile_channels)
+    count = 0
+    for group in range(1 if alike else groups):
+        for piece in range(0, pieces, max(pieces - 1, 1) if alike else 1):
+            first, last = input_piece(layer, machine.columns, pack, tile_channels, held, group, piece)
+            at = 0
+            while at < count and widths[0, at] != last - first:
+                at += 1
+            if at == count:
+                widths[0, at], widths[1, at] = last - first, 0
+                count += 1
+            widths[1, at] += (pieces - 1 if piece == 0 and pieces > 1 else 1) * groups if alike else 1
+    return count
+
+
+@compiled
 def input_sum(
     layer: Any,
     machine: Any,
-    pack: int,
-    tile_channels: int,
-    held: int,
+    count: int,
+    widths: NDArray[np.int64],
     kinds: int,
     inputs: NDArray[np.int64],
     segments: NDArray[np.int64],
     times: NDArray[np.int64],
 ) -> int:
-    """Bytes moved to load every input tile of all groups once, of one image (or all, level IMAGES); tiles merged."""
+    """Bytes moved to load every input tile of all groups once, of one image (or all, level IMAGES); tiles merged.
+
+    ``widths`` are those of :func:`piece_widths`.
+    """
     if layer.input_on_chip:
         return 0
-    channels, size, total = layer.channels * pack, layer.in_d * layer.in_h * layer.in_w, layer.channels * layer.groups
-    groups, pieces = layer.groups // pack, ceil_div(channels, tile_channels)
-    # Where all tiles begin with a block, they are alike but for the last along K.
-    alike = input_aligned(layer, machine.columns, pack, tile_channels)
+    size, total = layer.in_d * layer.in_h * layer.in_w, layer.channels * layer.groups
     moved = 0
-    # Tiles along K come in few widths, however many they are: each is summed over the positions once.
-    widths, sums = np.empty(_WIDTHS, np.int64), np.empty(_WIDTHS, np.int64)
-    known = 0
-    for group in range(1 if alike else groups):
-        for piece in range(pieces):
-            if alike and 0 < piece < pieces - 1:
-                continue
-            first, last = input_piece(layer, machine.columns, pack, tile_channels, held, group, piece)
-            times_piece = (pieces - 1 if piece == 0 and pieces > 1 else 1) * groups if alike else 1
-            at = 0
-            while at < known and widths[at] != last - first:
-                at += 1
-            if at == known:
-                at = min(at, _WIDTHS - 1)
-                widths[at], sums[at] = last - first, 0
-                for i in range(kinds):
-                    found = map_bytes(inputs[i], segments[i], size, last - first, last - first == total, machine)
-                    sums[at] += times[i] * found
-                known = at + 1
-            moved += times_piece * sums[at]
+    for at in range(count):
+        width = widths[0, at]
+        for i in range(kinds):
+            moved += widths[1, at] * times[i] * map_bytes(inputs[i], segments[i], size, width, width == total, machine)
     return moved
 
 
@@ -183,7 +193,7 @@ def input_sum(
 def output_tile(
     layer: Any, machine: Any, price: Any, first: int, positions: int, images: int, filters: int
 ) -> tuple[int, int]:
-    """(DRAM bytes, cycles) to take ``filters`` channels of a tile, the map's from ``first`` on, out of the accumulators.
+    """(DRAM bytes, cycles) to take ``filters`` channels of a tile out of the accumulators; the map's from ``first`` on.
 
     Over the channel; or, into the scratchpad, a row of the array's width each cycle.
     """

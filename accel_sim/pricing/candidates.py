@@ -15,15 +15,18 @@ from accel_sim.pricing.array import INPUT_STATIONARY, OUTPUT_STATIONARY, WEIGHT_
 from accel_sim.pricing.candidate import (
     FILTERS_FIRST,
     LANES,
+    MOST_WIDTHS,
     TOTALS,
     bound_cycles,
     count_lanes,
     fits,
     input_sum,
+    piece_widths,
     sum_tiles,
 )
 from accel_sim.pricing.tiling import (
     IMAGES,
+    input_aligned,
     merge_tiles,
     multiples,
     position_tile_count,
@@ -87,6 +90,7 @@ def list_candidates(
     tile_channels = np.empty(_GRID, np.int64)
     totals = np.empty(INPUT_STATIONARY + 1, TOTALS)
     lanes = np.empty(_GRID, LANES)
+    widths, width_counts = np.empty((_GRID, 2, 2, MOST_WIDTHS), np.int64), np.empty((_GRID, 2), np.int64)
     fresh = np.empty((4, positions.size), np.int64)
     found = 0
     for at in range(_packs(layer, machine, packs)):
@@ -96,6 +100,11 @@ def list_candidates(
         channel_sizes = multiples(layer.channels * pack, machine.rows, machine.rows // layer.taps, tile_channels)
         for ci in range(channel_sizes):
             count_lanes(layer, machine, pack, tile_channels[ci], lanes[ci])
+            for held in range(2):
+                width_counts[ci, held] = piece_widths(layer, machine, pack, tile_channels[ci], held, widths[ci, held])
+        whole_map = layer.batch * layer.in_d * layer.in_h * layer.in_w * lanes[0].held * machine.data_bytes
+        room = machine.input_bytes + (machine.weight_bytes if machine.shared else 0)
+        map_fits = not layer.input_on_chip and whole_map + layer.reserved_bytes <= room
         for level in range(_LEVELS):
             for s in range(split_sizes(layer, level, sizes)):
                 if position_tile_count(layer, level, sizes[s]) > positions.size:
@@ -104,18 +113,25 @@ def list_candidates(
                 images = 1 if level == IMAGES else layer.batch
                 tiles = count * images
                 kinds = merge_tiles(count, positions, inputs, segments, times)
-                position_tiles(layer, level, sizes[s], 1, fresh[0], fresh[1], fresh[2])
-                fresh_kinds = merge_tiles(count, fresh[0], fresh[1], fresh[2], fresh[3])
+                fresh_kinds = 0
+                if tiles > 1 and filters > tile_filters[0] and map_fits:
+                    position_tiles(layer, level, sizes[s], 1, fresh[0], fresh[1], fresh[2])
+                    fresh_kinds = merge_tiles(count, fresh[0], fresh[1], fresh[2], fresh[3])
                 most_inputs = inputs[0]
                 for i in range(kinds):
                     most_inputs = max(most_inputs, inputs[i])
                 for ci in range(channel_sizes):
                     tc = tile_channels[ci]
-                    once = images * input_sum(layer, machine, pack, tc, 0, kinds, inputs, segments, times)
-                    held = images * input_sum(layer, machine, pack, tc, 1, kinds, inputs, segments, times)
-                    fresh_once = images * input_sum(
-                        layer, machine, pack, tc, 1, fresh_kinds, fresh[1], fresh[2], fresh[3]
-                    )
+                    count, tile_widths = width_counts[ci, 0], widths[ci, 0]
+                    once = images * input_sum(layer, machine, count, tile_widths, kinds, inputs, segments, times)
+                    held, fresh_once = once, 0
+                    count, tile_widths = width_counts[ci, 1], widths[ci, 1]
+                    if not input_aligned(layer, machine.columns, pack, tc):
+                        held = images * input_sum(layer, machine, count, tile_widths, kinds, inputs, segments, times)
+                    if fresh_kinds:
+                        fresh_once = images * input_sum(
+                            layer, machine, count, tile_widths, fresh_kinds, fresh[1], fresh[2], fresh[3]
+                        )
                     for fi in range(filter_sizes):
                         if found + 2 * 2 * (INPUT_STATIONARY + 1) > prices.size:
                             return -1

@@ -146,9 +146,8 @@ class PriceList:
                 new, price_vectors(np.array(new, np.int64), self.machine).tolist(), strict=True
             ):
                 if cycles < 0:
-                    raise NoTilingError(
-                        f"a vector operation on {work[0] + work[1]} bytes fits the memories of {self.spec.name} in no cut"
-                    )
+                    amount = f"a vector operation on {work[0] + work[1]} bytes"
+                    raise NoTilingError(f"{amount} fits the memories of {self.spec.name} in no cut")
                 self._vectors[work] = VectorPrice(cycles, dram_bytes, chunks)
         return [self._vectors[work] for work in works]
 

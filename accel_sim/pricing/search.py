@@ -13,7 +13,17 @@ from numpy.typing import NDArray
 
 from accel_sim.jit import compiled
 from accel_sim.pricing.array import ceil_div, gemm_accumulator_writes, gemm_input_reads, gemm_weight_reads
-from accel_sim.pricing.candidate import PRICE, TOTALS, bound_cycles, fill_steps, input_sum, loads_fresh, sum_tiles
+from accel_sim.pricing.candidate import (
+    MOST_WIDTHS,
+    PRICE,
+    TOTALS,
+    bound_cycles,
+    fill_steps,
+    input_sum,
+    loads_fresh,
+    piece_widths,
+    sum_tiles,
+)
 from accel_sim.pricing.candidates import list_candidates
 from accel_sim.pricing.pipeline import pipeline_cycles
 from accel_sim.pricing.tiling import IMAGES, MAX_TILES_PER_IMAGE, merge_tiles, position_tiles
@@ -131,16 +141,15 @@ def _run_each(
 ) -> None:
     machine = machines[0]
     positions, inputs, segments, times = tile_scratch[0], tile_scratch[1], tile_scratch[2], tile_scratch[3]
-    totals = np.empty(1, TOTALS)
+    totals, widths = np.empty(1, TOTALS), np.empty((2, MOST_WIDTHS), np.int64)
     for i in range(layers.size):
         layer, price = layers[i], prices[i]
         fresh = loads_fresh(price)
         count = position_tiles(layer, price.level, price.tile_size, fresh, positions, inputs, segments)
         images = 1 if price.level == IMAGES else layer.batch
         kinds = merge_tiles(count, positions, inputs, segments, times)
-        once = images * input_sum(
-            layer, machine, price.pack, price.tile_channels, price.hold_input, kinds, inputs, segments, times
-        )
+        found = piece_widths(layer, machine, price.pack, price.tile_channels, price.hold_input, widths)
+        once = images * input_sum(layer, machine, found, widths, kinds, inputs, segments, times)
         sum_tiles(layer, machine, price, kinds, positions, inputs, segments, times, totals[0])
         bound_cycles(layer, machine, price, count * images, once, totals[0])
         _count_accesses(layer, machine, price, kinds, positions, times)
