@@ -1,4 +1,4 @@
-"""The command line: ``rankc lower ...`` and ``tools/lower.py ...``, ``rankc bench ...`` and ``tools/bench.py ...``.
+"""The command line: ``rankc lower``, ``rankc simulate`` and ``rankc bench``, and the same under ``tools/``.
 
 Results go to stdout, everything else to stderr. Nothing slow is imported before a command runs.
 """
@@ -16,6 +16,7 @@ import typer
 from codegen.bench.command import bench
 from codegen.cli_options import duration_s, json_target, shapes
 from codegen.cli_run import run
+from codegen.cli_simulate import simulate
 from codegen.cli_streams import INTERRUPTED
 from passes.errors import UsageError
 
@@ -127,6 +128,7 @@ def lower(
     raise typer.Exit(code)
 
 
+app.command()(simulate)
 app.command()(bench)
 
 

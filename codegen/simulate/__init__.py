@@ -1,0 +1,1 @@
+"""Networks on accelerators as they are, without compression: where the cycles, bytes and picojoules go."""
