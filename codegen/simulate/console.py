@@ -158,18 +158,17 @@ def _total(key: str, entry: Mapping[str, Any] | None) -> str:
 
 def _print_remarks(console: Console, machine: Mapping[str, Any], named: bool) -> None:
     lead = f"{machine['target']['name']}: " if named else ""
+    remarks = []
     if machine["source"] == "price list":
-        console.print(escape(f"{lead}simulated by the price list: {machine['reason']}"))
+        remarks.append(f"simulated by the price list: {machine['reason']}")
     for part in machine["host"]:
         cycles = quantity(part["cycles"], "cycles")
-        console.print(
-            escape(f"{lead}on the host: {part['name']} ({part['op']}), {part['reason']}; {cycles} (estimated)")
-        )
+        remarks.append(f"on the host: {part['name']} ({part['op']}), {part['reason']}; {cycles} (estimated)")
     for change in machine["layout_changes"]:
         moved = quantity(change["dram_bytes"], "B")
-        console.print(escape(f"{lead}layout change: {change['tensor']}, {change['cycles']:,} cycles, {moved}"))
-    for note in machine["notes"]:
-        console.print(escape(lead + note))
+        remarks.append(f"layout change: {change['tensor']}, {change['cycles']:,} cycles, {moved}")
+    for remark in [*remarks, *machine["notes"]]:
+        console.print(escape(lead + remark), soft_wrap=True)
 
 
 def _print_sweep(console: Console, sweep: Mapping[str, Any]) -> None:
