@@ -83,6 +83,14 @@ class Builder:
         if self._constants_address >= 0:
             self._constants += bytes(_aligned(len(self._constants) + 1) - len(self._constants))
 
+    def window(self, window: Window) -> int:
+        """Number of a window. Its strides (dilations) are 1 along axes that have one position (tap)."""
+        strides: Any = tuple(step if count > 1 else 1 for step, count in zip(window.strides, window.out, strict=True))
+        dilations: Any = tuple(
+            step if count > 1 else 1 for step, count in zip(window.dilations, window.kernel, strict=True)
+        )
+        return self.windows.number(replace(window, strides=strides, dilations=dilations))
+
     def scales(self, values: NDArray[Any]) -> int:
         """Index of the first of ``values`` in the table of scales."""
         entry = tuple(float(value) for value in np.asarray(values, np.float32))

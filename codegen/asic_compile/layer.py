@@ -289,7 +289,7 @@ class _Lowering:
         bias_at, weights_at = self._weights_at(step)
         per_image = stored.channels * prod(stored.extent)
         return Matmul(
-            window=self.builder.windows.number(self._window(tile, stored)),
+            window=self.builder.window(self._window(tile, stored)),
             input_address=stored.address + (tile.images.start - stored.first_image) * per_image,
             weight_address=weights_at,
             accumulator_address=self._tile_at(step)[0],

@@ -57,6 +57,11 @@ class Transfer:
     loops: Loops
 
 
+def looped(run: int, count: int, dram_stride: int, chip_stride: int) -> Loops:
+    """One loop over runs; the strides of one that does not loop are 0."""
+    return Loops(run, (count, 1, 1), (dram_stride, 0, 0), (chip_stride, 0, 0)) if count > 1 else Loops(run)
+
+
 def nested(dram_address: int, chip_address: int, dims: Sequence[tuple[int, int, int]], run: int) -> list[Transfer]:
     """Transfers of nested loops, ``dims`` being (count, DRAM stride, chip stride), outermost first, over runs.
 
@@ -156,15 +161,16 @@ def tile_parts(
     parts = []
     if whole_blocks and len(channels) <= columns:
         width = len(channels)
-        loops = Loops(run * width, (len(images), 1, 1), (total * size, 0, 0), (run * width, 0, 0))
+        loops = looped(run * width, len(images), total * size, run * width)
         at = images.start * total * size + channels.start * size + start * width
         return [TilePart(at, 0, loops, channels.start, width)]
     if whole_blocks:
         full = len(channels) // columns
         for i, image in enumerate(images):
             at = image * total * size + channels.start * size
-            loops = Loops(run * columns, (full, 1, 1), (columns * size, 0, 0), (positions * columns, 0, 0))
-            parts.append(TilePart(at + start * columns, i * run * columns, loops, channels.start, columns, columns))
+            loops = looped(run * columns, full, columns * size, positions * columns)
+            step = columns if full > 1 else 0
+            parts.append(TilePart(at + start * columns, i * run * columns, loops, channels.start, columns, step))
             if width := len(channels) - full * columns:
                 first = full * columns
                 parts.append(
@@ -189,7 +195,7 @@ def tile_parts(
             if lanes == width == tile_width:
                 loops = Loops(run * lanes)
             else:
-                loops = Loops(lanes, (run, 1, 1), (width, 0, 0), (tile_width, 0, 0))
+                loops = looped(lanes, run, width, tile_width)
             parts.append(TilePart(at, tile_at, loops, channel, lanes))
     return parts
 

@@ -198,7 +198,7 @@ def lower_pool(builder: Builder, task: PoolTask) -> int:
             elements = len(lanes) * prod(map(len, out))
             share = task.operations * (done + elements) // total - task.operations * done // total
             done += elements
-            spec = replace(task.spec, window=builder.windows.number(_window(task.window, out, stored)))
+            spec = replace(task.spec, window=builder.window(_window(task.window, out, stored)))
             vector = Vector(builder.vectors.number(spec), stored.address, slot * room_out, elements, share)
             parts = tile_parts(task.target, range(image, image + 1), out, lanes, columns, True)
             stores = tuple(
