@@ -21,6 +21,7 @@ from codegen.asic_compile.compile import compile_graph
 from codegen.asic_latency import AsicLatency
 from codegen.asic_program import AsicProgram, baseline_cycles, compare, make_program, program_report
 from codegen.emission import LIBRARY, Emission, EmissionRequest, emit_host_library
+from codegen.events import Events
 from codegen.quantized.graph import QuantizedGraph
 from codegen.quantized.reference import dequantize_array
 from codegen.report.build import BinaryCheck
@@ -79,7 +80,7 @@ class AsicEmitter:
         check = self._library(request, program, samples, outputs)
         if check is not None:
             artifacts["binary"] = LIBRARY
-        report = program_report(program, self._baseline(request), agreement, _accuracy(request, program))
+        report = program_report(program, request.baseline, agreement, _accuracy(request, program))
         return Emission(artifacts, check or host.check, program.cost, report)
 
     def _program(self, request: EmissionRequest) -> AsicProgram:
@@ -95,13 +96,12 @@ class AsicEmitter:
             request.events,
         )
 
-    def _baseline(self, request: EmissionRequest) -> Cost | None:
+    def baseline(self, model: Path, shapes: Mapping[str, tuple[int, ...]], seed: int, events: Events) -> Cost | None:
+        """What the program of the network at ``model`` costs; None, and a note, where it has none."""
         try:
-            return baseline_cycles(
-                request.original, self.spec, self.prices, request.shapes, request.seed, request.events
-            )
+            return baseline_cycles(model, self.spec, self.prices, shapes, seed, events)
         except (UnsupportedError, InputError) as error:
-            request.events.note(f"the network as it came has no program: {error}")
+            events.note(f"the network as it came has no program: {error}")
             return None
 
     def _library(

@@ -240,10 +240,11 @@ class AsicLatency:
         return LayerRow(op.name, op.op, role.value, _cost_of(op, Cost(kind=Kind.SIMULATED)))
 
     def _layer(self, work: StageWork) -> Layer:
+        """The layer of a stage. It always has a bias: that is where an int8 input's zero point goes."""
         if work not in self._layers:
             g = work.geometry
             channels = work.in_channels, work.out_channels
-            walk: Any = (g.kernel, g.strides, g.dilations, g.pads, g.groups, work.batch, work.bias)
+            walk: Any = (g.kernel, g.strides, g.dilations, g.pads, g.groups, work.batch, True)
             try:
                 if g.transposed:
                     layer = transposed_conv_layer(*channels, work.spatial, work.output_spatial, *walk)

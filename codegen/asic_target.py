@@ -36,13 +36,15 @@ class AsicTarget:
         except SpecError as error:
             raise UsageError(f"--target {written!r}: {error}") from error
         prices = AsicLatency(spec)
+        emitter = AsicEmitter(spec, self.machine, options, prices)
         return Target(
             name=_short(written),
             spec=asdict(spec),
             latency=prices,
-            emit=AsicEmitter(spec, self.machine, options, prices),
+            emit=emitter,
             clock_hz=spec.clock_mhz * 1e6,
             versions=tool_versions(),
+            baseline=emitter.baseline,
         )
 
 

@@ -41,7 +41,7 @@ class EmissionRequest:
     ``model``: the rewritten network in the output folder ``folder``, where everything goes; ``original``: the user's.
     ``shapes``: a concrete shape per input, used where symbolic dimensions cannot be kept. ``samples``: single
     inferences to check with. ``calibration``: data as the network meets it, random inputs unless ``calibrated``;
-    ``evaluation``: data with labels, if there are any.
+    ``evaluation``: data with labels, if there are any. ``baseline``: what the target's ``baseline`` said.
     """
 
     model: Path
@@ -54,6 +54,7 @@ class EmissionRequest:
     evaluation: Dataset | None
     seed: int
     events: Events
+    baseline: Cost | None = None
 
 
 @dataclass(frozen=True)

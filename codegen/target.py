@@ -11,15 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from accel_sim.spec_file import presets
 from codegen.emission import Emission, EmissionRequest
-from passes.core.cost import LatencyModel
+from codegen.events import Events
+from passes.core.cost import Cost, LatencyModel
 from passes.errors import UsageError
 from passes.registry import Registry
 
 Emitter = Callable[[EmissionRequest], Emission]
+
+Baseline = Callable[[Path, Mapping[str, tuple[int, ...]], int, Events], Cost | None]
+"""(model, concrete input shapes, seed, events) -> what the files emitted for it would cost; None: no telling."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +32,8 @@ class Target:
     """A resolved target. ``name`` as it was written; ``spec`` as JSON values; ``latency`` its price list.
 
     ``clock_hz`` converts between cycles and seconds, None where there is no one clock. ``versions``: package -> version
-    of everything that can change a result on it.
+    of everything that can change a result on it. ``baseline``: what the emitted files of the network as it came would
+    cost, where such files have a cost of their own.
     """
 
     name: str
@@ -36,6 +42,7 @@ class Target:
     emit: Emitter
     clock_hz: float | None
     versions: dict[str, str]
+    baseline: Baseline | None = None
 
 
 class TargetMaker(Protocol):

@@ -1,0 +1,211 @@
+"""The rank search of one run: data, walk, space, budgets, and the plan that it ends with."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from codegen.config import LowerConfig
+from codegen.dataset import Dataset, random_inputs
+from codegen.emission import Emission
+from codegen.events import Events, RecordingEvents
+from codegen.memory import Memory
+from codegen.results import emitted_value
+from codegen.search import Attempt, best_within_budgets, carry_out, fastest_within
+from codegen.space import EFFORTS, Selection, Space, build_space, calibration_count
+from codegen.target import Target
+from codegen.verification import walk_disagreement
+from codegen.walks import FeedsOf, batched, one_by_one
+from passes import registry
+from passes.core.cost import Cost
+from passes.correct import Choice, Correction
+from passes.errors import InputError
+from passes.onnx_graph import OnnxGraph
+from passes.onnx_stepper import Stepper
+from passes.ranks.problem import RankPlan
+
+
+def formats_named(names: Sequence[str], events: Events) -> dict[str, Any]:
+    """Formats by name; all there are without names, and then a note for each that cannot be loaded."""
+    if not names:
+        found, broken = registry.FORMATS.load_all()
+        for note in broken:
+            events.note(f"{note.node}: {note.reason}")
+        return found
+    return {name: registry.FORMATS.load(name) for name in names if name != "dense"}
+
+
+def read_plan(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Format and rank by layer. InputError where the file is no plan."""
+    try:
+        layers = json.loads(path.read_text())["layers"]
+        return {layer["name"]: (str(layer["choice"]), tuple(int(r) for r in layer["rank"])) for layer in layers}
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read as a plan: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: is no plan; give the plan.json of an earlier run") from error
+
+
+class PlanSearch:
+    """The rank search of one run: what it works on, and the plan that it ends with."""
+
+    def __init__(
+        self,
+        config: LowerConfig,
+        target: Target,
+        network: OnnxGraph,
+        data: Dataset | None,
+        before: Cost,
+        emitted: Cost | None,
+        run: RecordingEvents,
+    ) -> None:
+        self.config, self.target, self.network, self.run_events = config, target, network, run
+        self.effort = EFFORTS[config.effort]
+        self.margin = target.latency.margin if config.margin is None else config.margin
+        self.before, self.emitted = before, emitted
+        self.started = time.perf_counter()
+        self.budgets = {b.metric: b.limit(before, target.clock_hz) for b in config.parsed_budgets}
+        self.goals = dict(self.budgets)
+        if emitted is not None:
+            # What the price list does not see of the network as it came, it will not see of the rewritten one.
+            for metric in {"latency", "energy"} & self.goals.keys():
+                self.goals[metric] -= max(0.0, emitted.metric(metric) - before.metric(metric))
+        self.trace: list[dict[str, Any]] = []
+        self.space: Space | None = None
+        self.calibrated = data is not None
+        if data is None:
+            run.warning(
+                "no --calib data: factors follow the weights alone, and errors are judged on random inputs; "
+                "expect a lower accuracy than with a few hundred real samples"
+            )
+            data = random_inputs(network.inputs, network.input_shapes, 8, config.seed)
+        count = calibration_count(network.workload(), len(data))
+        if count < len(data):
+            run.note(f"calibration uses the first {count} of {len(data)} samples: more would exceed time or memory")
+        self.data = data.head(count)
+        self.correction = Correction(elements=self.effort.elements, sweeps=self.effort.sweeps, seed=config.seed)
+        self.stepper: Stepper | None = None
+        self.feeds_of: FeedsOf = batched
+
+    def samples(self, count: int) -> list[Mapping[str, Any]]:
+        """Up to ``count`` single inferences of the data."""
+        return list(self.data.head(count).batches(1))
+
+    def run(self, workspace: Memory) -> Attempt:
+        """The best attempt; its chains are ready to be put into the network."""
+        solver = registry.SOLVERS.load(self.config.solver)
+        self.stepper = self._walkable()
+        feeds = None if self.stepper is None else self.feeds_of(self.data)
+        config = self.config
+        self.space = build_space(
+            self.network,
+            self.target.latency,
+            formats_named(config.formats, self.run_events),
+            Selection(config.include, config.exclude, config.margin),
+            self.stepper,
+            feeds if self.calibrated else None,
+            self.effort,
+            self.correction,
+            self.run_events,
+            workspace,
+        )
+        if config.include and not self.space.sites:
+            globs = ", ".join(config.include)
+            self.run_events.warning(f"no layer that could be rewritten is named by --include {globs}")
+        correction = self.correction if self.calibrated else None
+        if self.config.plan is not None:
+            attempt = self._replayed(self.config.plan)
+        elif self.budgets or not self.space.sites:
+            attempt, self.trace = best_within_budgets(
+                self.space,
+                solver,
+                self.goals,
+                self.stepper,
+                feeds,
+                correction,
+                self.effort,
+                self._out_of_time,
+                self.run_events,
+            )
+            return attempt
+        elif self.stepper is None:
+            raise InputError(
+                f"{self.config.model}: without a budget the error of the output is what limits the ranks, and this "
+                "network cannot be walked layer by layer; give a budget such as --latency 60%"
+            )
+        else:
+            assert feeds is not None
+            attempt, self.trace = fastest_within(
+                self.space, solver, config.max_error, self.stepper, feeds, correction, self.effort, self.run_events
+            )
+            return attempt
+        return carry_out(attempt, self.space, self.stepper, feeds, correction, self.run_events)
+
+    def tighten(self, emission: Emission) -> bool:
+        """Lowers the goals by what the emitted files take beyond the budgets; False where they keep them all."""
+        over = False
+        for metric, limit in self.budgets.items():
+            value = emitted_value(emission, metric)
+            if self.config.plan is None and value is not None and value > limit * (1 + 1e-9):
+                self.goals[metric] -= (value - limit) * (1 + 1e-6)
+                self.run_events.note(f"the emitted program's {metric} is {value / limit - 1:.2%} over: searching again")
+                over = True
+        return over
+
+    def _out_of_time(self) -> bool:
+        budget = self.config.time_budget_s
+        return budget is not None and time.perf_counter() - self.started > budget
+
+    def _walkable(self) -> Stepper | None:
+        """A stepper over the sites, once it has shown that it computes what onnxruntime computes.
+
+        Sets ``feeds``: all samples as one batch where the network takes that, else sample by sample.
+        """
+        scan = self.network.sites()
+        sites, _ = Selection(self.config.include, self.config.exclude).of(scan.sites)
+        if all(site.in_body for site in sites):
+            return None
+        with self.run_events.stage("check the walk"):
+            reason = ""
+            model, constants = self.network.skeleton()
+            for feeds_of in (batched, one_by_one):
+                try:
+                    stepper = Stepper(model, sites, constants)
+                    two = self.data.head(2)
+                    reason = walk_disagreement(self.network, stepper, feeds_of(two), two)
+                except Exception as error:  # whatever an odd network provokes in torch costs accuracy alone
+                    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                if not reason:
+                    self.feeds_of = feeds_of
+                    return stepper
+            self.run_events.warning(
+                f"the network cannot be walked layer by layer, factors follow the weights alone: {reason}"
+            )
+        return None
+
+    def _replayed(self, path: Path) -> Attempt:
+        """The attempt that a plan.json describes. InputError where it does not fit the network."""
+        assert self.space is not None
+        wanted = read_plan(path)
+        sites = {site.name: site for site in self.space.sites}
+        missing = sorted(set(wanted) - set(sites))
+        if missing:
+            raise InputError(
+                f"{path}: the network has no rewritable layer {missing[0]!r}; the plan is of another network"
+            )
+        choices = {name: Choice() for name in sites}
+        for name, (format, rank) in wanted.items():
+            if format == "dense":
+                continue
+            chosen = registry.FORMATS.load(format)
+            full = chosen.full_rank(sites[name].stage)
+            if full is None or len(rank) != len(full) or not all(1 <= r <= f for r, f in zip(rank, full, strict=True)):
+                raise InputError(f"{path}: {name} cannot be {format} of rank {rank}")
+            choices[name] = Choice(chosen, rank)
+        problem = self.space.problem(self.budgets, {})
+        plan = RankPlan("plan", "feasible", (), math.nan, math.nan, problem.digest())
+        return Attempt(plan, problem, choices, self.space.price(choices))
