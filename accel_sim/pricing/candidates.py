@@ -14,16 +14,12 @@ from accel_sim.jit import compiled
 from accel_sim.pricing.array import INPUT_STATIONARY, OUTPUT_STATIONARY, WEIGHT_STATIONARY, ceil_div
 from accel_sim.pricing.candidate import (
     FILTERS_FIRST,
-    LANES,
-    MOST_WIDTHS,
     TOTALS,
     bound_cycles,
-    count_lanes,
     fits,
-    input_sum,
-    piece_widths,
     sum_tiles,
 )
+from accel_sim.pricing.pieces import LANES, MOST_WIDTHS, count_lanes, input_sum, piece_widths
 from accel_sim.pricing.tiling import (
     IMAGES,
     input_aligned,

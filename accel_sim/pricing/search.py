@@ -14,17 +14,15 @@ from numpy.typing import NDArray
 from accel_sim.jit import compiled
 from accel_sim.pricing.array import ceil_div, gemm_accumulator_writes, gemm_input_reads, gemm_weight_reads
 from accel_sim.pricing.candidate import (
-    MOST_WIDTHS,
     PRICE,
     TOTALS,
     bound_cycles,
     fill_steps,
-    input_sum,
     loads_fresh,
-    piece_widths,
     sum_tiles,
 )
 from accel_sim.pricing.candidates import list_candidates
+from accel_sim.pricing.pieces import MOST_WIDTHS, input_sum, piece_widths
 from accel_sim.pricing.pipeline import pipeline_cycles
 from accel_sim.pricing.tiling import IMAGES, MAX_TILES_PER_IMAGE, merge_tiles, position_tiles
 from accel_sim.row_stationary.search import best_mappings
