@@ -7,6 +7,7 @@ BUILTIN = {
     "lower-time": "codegen.bench.lower_time:LowerTime",
     "asic-pricing": "codegen.bench.asic_pricing:AsicPricing",
     "asic-engine": "codegen.bench.asic_engine:AsicEngine",
+    "engine-resnet50": "codegen.bench.engine_resnet50:EngineResnet50",
     "asic-vs-scalesim": "codegen.bench.asic_vs_scalesim:AsicVsScalesim",
     "staircase": "codegen.bench.staircase:Staircase",
     "validation": "codegen.bench.validation:Validation",
