@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -267,11 +268,14 @@ class _Run:
                 floats[name] = np.asarray(centred * np.float32(tensor.scale), np.float32)
             answer = self.host(call, floats)
             for name in call.outputs:
-                results[name].append(np.asarray(answer[name], np.float32).reshape(tensors[name].shape))
-        for name, found in results.items():
+                found, wanted = np.asarray(answer[name], np.float32), tensors[name].shape
+                if found.size != prod(wanted):
+                    raise refuse(index, f"the host gives {found.shape} for {name!r}, a tensor of {wanted}")
+                results[name].append(found.reshape(wanted))
+        for name, made in results.items():
             tensor = tensors[name]
             low, high = (-128, 127) if tensor.signed else (0, 255)
-            real = np.rint(np.stack(found) / np.float32(tensor.scale))
+            real = np.rint(np.stack(made) / np.float32(tensor.scale))
             integers = np.clip(real, low - tensor.zero_point, high - tensor.zero_point).astype(np.int16)
             bytes_ = (integers + np.int16(tensor.zero_point)).astype(np.int8 if tensor.signed else np.uint8)
             self._put(tensor, pack_map(bytes_, tensor.shape, self.program.columns))

@@ -9,20 +9,40 @@ run can tell (a byte that is read before it was written) is the engine's.
 from __future__ import annotations
 
 import itertools
+from dataclasses import fields
 from math import prod
 
-from accel_sim.program.accesses import Accesses
+import numpy as np
+
+from accel_sim.program.accesses import DRAM, HIGH, MEMORY, Accesses
 from accel_sim.program.check_addresses import check_addresses
 from accel_sim.program.code_order import Code, check_order
 from accel_sim.program.errors import ProgramError
 from accel_sim.program.isa import Program, Tensor, VectorFunction, VectorSpec
 from accel_sim.program.machine_hash import spec_hash
+from accel_sim.program.memories import product, window_columns
 from accel_sim.program.races import check_races
+from accel_sim.program.record_layouts import Opcode
 from accel_sim.program.token_run import run_tokens
 from accel_sim.spec import MachineSpec
 
 _MOST_DRAM_BYTES = 1 << 48
-_POOLS = (VectorFunction.MAX_POOL, VectorFunction.AVERAGE_POOL)
+_SPARE_DRAM_BYTES = 64
+"""Behind the last byte of the DRAM that anything uses; more room is no part of an image."""
+
+_MOST_FACTOR = 2.0**32
+"""Of what is multiplied with sums or bytes; with it no product leaves float32."""
+
+_READ: dict[VectorFunction, tuple[str, ...]] = {
+    VectorFunction.COPY: (),
+    VectorFunction.SUM: ("sum",),
+    VectorFunction.PRODUCT: ("ratio", "a_zero", "b_zero", "zero_point", "low", "high"),
+    VectorFunction.TABLE: ("table",),
+    VectorFunction.MAX_POOL: ("window",),
+    VectorFunction.AVERAGE_POOL: ("window", "ratio", "divisor", "a_zero", "zero_point", "low", "high", "count_padding"),
+    VectorFunction.FILL: ("zero_point",),
+}
+"""Fields of a :class:`VectorSpec` that a function reads, beside ``signed``."""
 
 
 def check_program(program: Program, spec: MachineSpec) -> None:
@@ -37,6 +57,8 @@ def check_program(program: Program, spec: MachineSpec) -> None:
     accesses = Accesses()
     check_order(program, spec, code)
     check_addresses(program, spec, code, accesses)
+    _check_markers(program, code)
+    _check_dram_end(program, accesses)
     clocks = run_tokens(code)
     check_races(code, clocks, accesses)
 
@@ -87,6 +109,14 @@ def _check_tables(program: Program) -> None:
         for name in ("extent", "out", "kernel", "strides", "dilations"):
             for value in getattr(window, name):
                 _check_range("windows", index, name, value, 1, 1 << 31)
+        for name, steps, count, counts in (
+            ("strides", window.strides, "out", window.out),
+            ("dilations", window.dilations, "kernel", window.kernel),
+        ):
+            if any(step != 1 for step, number in zip(steps, counts, strict=True) if number == 1):
+                raise ProgramError(
+                    f"{name} is {','.join(map(str, steps))}; expected 1 where {count} is 1", "windows", index
+                )
         _check_range("windows", index, "pad_value", window.pad_value, *_byte_limits(window.signed))
     for index, output in enumerate(program.outputs):
         _check_index("outputs", index, "scales", output.scales, len(program.scales), True)
@@ -98,23 +128,40 @@ def _check_tables(program: Program) -> None:
         _check_index("outputs", index, "sum_table", output.sum_table, len(program.tables), needed)
     for index, entry in enumerate(program.sums):
         _check_clamp("sums", index, entry.low, entry.high, entry.signed)
+        for name in ("own_ratio", "other_ratio", "offset"):
+            _check_factor("sums", index, name, getattr(entry, name))
+    for index, scale in enumerate(program.scales):
+        _check_factor("scales", index, "scale", scale)
     for index, vector in enumerate(program.vectors):
         _check_vector(program, index, vector)
 
 
+def _check_factor(section: str, index: int, name: str, value: float) -> None:
+    if not abs(value) <= _MOST_FACTOR:
+        raise ProgramError(f"{name} is {value!r}; expected at most {_MOST_FACTOR:.0f} either way", section, index)
+
+
 def _check_vector(program: Program, index: int, vector: VectorSpec) -> None:
-    function = vector.function
-    _check_index("vectors", index, "sum", vector.sum, len(program.sums), function == VectorFunction.SUM)
-    _check_index("vectors", index, "table", vector.table, len(program.tables), function == VectorFunction.TABLE)
-    _check_index("vectors", index, "window", vector.window, len(program.windows), function in _POOLS)
-    _check_clamp("vectors", index, vector.low, vector.high, vector.signed)
+    read = _READ[vector.function]
+    for name, count in (("sum", len(program.sums)), ("table", len(program.tables)), ("window", len(program.windows))):
+        _check_index("vectors", index, name, getattr(vector, name), count, name in read)
+    for field in fields(VectorSpec):
+        value = getattr(vector, field.name)
+        if field.name not in ("function", "signed", *read) and value != field.default:
+            raise ProgramError(
+                f"{field.name} is {value!r}; expected {field.default!r}, nothing reads it", "vectors", index
+            )
+    if "low" in read:
+        _check_clamp("vectors", index, vector.low, vector.high, vector.signed)
     # A fill takes its byte as either kind.
-    lowest, highest = (-128, 255) if function == VectorFunction.FILL else _byte_limits(vector.signed)
-    _check_range("vectors", index, "zero_point", vector.zero_point, lowest, highest)
+    lowest, highest = (-128, 255) if vector.function == VectorFunction.FILL else _byte_limits(vector.signed)
+    if "zero_point" in read:
+        _check_range("vectors", index, "zero_point", vector.zero_point, lowest, highest)
     for name in ("a_zero", "b_zero"):
         _check_range("vectors", index, name, getattr(vector, name), -128, 255)
-    if function == VectorFunction.AVERAGE_POOL and not vector.divisor > 0:
-        raise ProgramError(f"divisor is {vector.divisor!r}; expected more than 0", "vectors", index)
+    _check_factor("vectors", index, "ratio", vector.ratio)
+    if not 1 / _MOST_FACTOR <= vector.divisor <= _MOST_FACTOR:
+        raise ProgramError(f"divisor is {vector.divisor!r}; expected more than 0, from 2^-32 to 2^32", "vectors", index)
 
 
 def _check_tensors(program: Program) -> None:
@@ -150,6 +197,38 @@ def _check_tensors(program: Program) -> None:
             )
     for role in ("input", "output"):
         _check_disjoint([(index, t) for index, t in enumerate(program.tensors) if t.role == role])
+
+
+def _check_markers(program: Program, code: Code) -> None:
+    """Predictions are cycles or -1; a layer has no more useful multiply-adds than its products carry out."""
+    at, syncs = code.only(Opcode.SYNC)
+    hosts, _ = code.only(Opcode.HOST)
+    products, records = code.only(Opcode.MATMUL)
+    done = np.zeros(len(program.markers))
+    if len(products):
+        window = window_columns(program, records["window"])
+        of = np.searchsorted(at, products) - 1
+        counted = product(window["images"], window["outputs"], window["taps"], records["channels"], records["filters"])
+        np.add.at(done, syncs["marker"][of[of >= 0]], counted[of >= 0].astype(np.float64))
+    on_host = set(syncs["marker"][np.searchsorted(at, hosts) - 1].tolist()) if len(at) else set()
+    for index, marker in enumerate(program.markers):
+        if marker.predicted_cycles < -1:
+            raise ProgramError(f"predicted_cycles is {marker.predicted_cycles}; expected at least -1", "markers", index)
+        most = _MOST_DRAM_BYTES if index in on_host else int(done[index])
+        _check_range("markers", index, "macs", marker.macs, 0, most)
+
+
+def _check_dram_end(program: Program, accesses: Accesses) -> None:
+    """The DRAM image ends with what is in it."""
+    reached = program.constants_address + len(program.constants) if program.constants else 0
+    reached = max([reached, *(tensor.address + prod(tensor.shape) for tensor in program.tensors)])
+    for part in accesses.parts:
+        reached = max(reached, int(part[part[:, MEMORY] == DRAM, HIGH].max(initial=0)))
+    if program.dram_bytes > reached + _SPARE_DRAM_BYTES:
+        raise ProgramError(
+            f"dram_bytes is {program.dram_bytes}; expected at most {reached + _SPARE_DRAM_BYTES}, nothing uses more",
+            "header",
+        )
 
 
 def _check_disjoint(tensors: list[tuple[int, Tensor]]) -> None:

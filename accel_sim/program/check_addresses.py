@@ -84,6 +84,16 @@ def _check_stores(program: Program, spec: MachineSpec, code: Code, memories: Mem
     lanes = fields["lanes"]
     refuse(run % lanes != 0, at, lambda place: f"run is {run[place]}; expected a multiple of lanes, {lanes[place]}")
     check_table_index(at, fields["output"], "output", len(program.outputs), -1)
+    refuse(
+        (fields["block_channels"] != 0) & ((counts[:, 0] == 1) | (fields["output"] < 0)),
+        at,
+        lambda place: f"block_channels is {fields['block_channels'][place]}; expected 0, nothing reads it",
+    )
+    refuse(
+        (fields["first_channel"] != 0) & (fields["output"] < 0),
+        at,
+        lambda place: f"first_channel is {fields['first_channel'][place]}; expected 0, nothing reads it",
+    )
     words = fields["output"] >= 0
     residual = fields["residual_address"] >= 0
     _check_ways_out(program, spec, at, fields, counts, words, residual)

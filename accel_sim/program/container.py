@@ -33,7 +33,10 @@ from accel_sim.program.records import (
 from accel_sim.program.strings import Reader, Writer
 from accel_sim.spec import MachineSpec
 
-__all__ = ["MAGIC", "VERSION", "decode", "encode", "read_program", "spec_hash", "write_program"]
+__all__ = [
+    *("MAGIC", "SECTIONS", "VERSION", "decode", "encode", "read_program", "reseal", "section_places"),
+    *("spec_hash", "write_program"),
+]
 
 MAGIC = b"\x89RKP\r\n\x1a\n"
 """As PNG's: a transfer that changes line ends or the eighth bit is seen at once."""
@@ -143,6 +146,45 @@ def write_program(program: Program, path: str | Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
         raise
+
+
+def section_places(data: bytes) -> dict[str, list[tuple[int, int]]]:
+    """Where the parts of a container lie that :func:`encode` made: (first byte, the one behind the last) of each.
+
+    The sections by name; "header", "section table" and "checksums", which is what those hold of them; "between", the
+    zeros that fill up to the next section.
+    """
+    checksums = [(_HEADER.size - 4, _HEADER.size)]
+    table, between, end = [], [], _HEADER_BYTES
+    places = {}
+    for number, name in enumerate(SECTIONS):
+        at = _HEADER.size + number * _ENTRY.size
+        _, _, offset, size, _, _ = _ENTRY.unpack_from(data, at)
+        places[name] = [(offset, offset + size)]
+        checksums.append((at + 4, at + 8))
+        table += [(at, at + 4), (at + 8, at + _ENTRY.size)]
+        between.append((end, offset))
+        end = offset + size
+    return {
+        "header": [(0, _HEADER.size - 4)],
+        "section table": table,
+        **places,
+        "between": [*between, (end, len(data))],
+        "checksums": checksums,
+    }
+
+
+def reseal(data: bytes | bytearray) -> bytes:
+    """``data`` with all checksums recomputed over what its own section table says: for those who forge containers."""
+    forged = bytearray(data)
+    for number in range(len(SECTIONS)):
+        at = _HEADER.size + number * _ENTRY.size
+        _, _, offset, size, _, _ = _ENTRY.unpack_from(forged, at)
+        if offset >= 0 and size >= 0:
+            struct.pack_into("<I", forged, at + 4, zlib.crc32(forged[offset : offset + size]))
+    struct.pack_into("<I", forged, _HEADER.size - 4, 0)
+    struct.pack_into("<I", forged, _HEADER.size - 4, zlib.crc32(forged[:_HEADER_BYTES]))
+    return bytes(forged)
 
 
 def _aligned(offset: int) -> int:

@@ -99,7 +99,16 @@ def loop_columns(at: Ints, records: Any) -> tuple[Ints, Ints, Ints, Ints]:
     run, counts = records["run"].astype(np.int64), records["counts"].astype(np.int64)
     at_least(at, run, "run", 1)
     at_least(at, counts, "counts", 1)
-    return run, counts, records["dram_strides"].astype(np.int64), records["chip_strides"].astype(np.int64)
+    strides = records["dram_strides"].astype(np.int64), records["chip_strides"].astype(np.int64)
+    for name, values in zip(("dram_strides", "chip_strides"), strides, strict=True):
+        refuse(
+            ((counts == 1) & (values != 0)).any(axis=1),
+            at,
+            lambda place, name=name, values=values: (  # type: ignore[misc]
+                f"{name} is {','.join(map(str, values[place]))}; expected 0 where the loop's count is 1"
+            ),
+        )
+    return run, counts, *strides
 
 
 def window_columns(program: Program, index: NDArray[Any]) -> dict[str, Ints]:

@@ -11,6 +11,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from accel_sim.engine import Result, run
+from accel_sim.program.errors import ProgramError
 from accel_sim.program.isa import HostCall, Program, Tensor
 from accel_sim.spec import MachineSpec
 from codegen.asic_compile.compile import Compiled
@@ -64,13 +65,19 @@ def run_network(
 
 
 def call_host(call: HostCall, inputs: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-    """A host call by onnxruntime; tensors go in and out in the shapes of its model."""
-    session = _session(call.model)
-    feeds = {
-        value.name: inputs[name].reshape(value.shape)
-        for value, name in zip(session.get_inputs(), call.inputs, strict=True)
-    }
-    return dict(zip(call.outputs, session.run(None, feeds), strict=True))
+    """A host call by onnxruntime; tensors go in and out in the shapes of its model.
+
+    ProgramError where the model cannot be read or does not take these tensors.
+    """
+    try:
+        session = _session(call.model)
+        feeds = {
+            value.name: inputs[name].reshape(value.shape)
+            for value, name in zip(session.get_inputs(), call.inputs, strict=True)
+        }
+        return dict(zip(call.outputs, session.run(None, feeds), strict=True))
+    except Exception as error:  # onnxruntime has a dozen, of no common type
+        raise ProgramError(f"the host's call {call.name!r} fails: {str(error).strip()}", "calls") from error
 
 
 @lru_cache(maxsize=64)
@@ -78,7 +85,7 @@ def _session(model: bytes) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"], enable_fallback=0)
 
 
 def _quantized(values: Array, tensor: Tensor) -> Array:

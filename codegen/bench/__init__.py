@@ -9,6 +9,7 @@ BUILTIN = {
     "asic-engine": "codegen.bench.asic_engine:AsicEngine",
     "engine-resnet50": "codegen.bench.engine_resnet50:EngineResnet50",
     "asic-vs-scalesim": "codegen.bench.asic_vs_scalesim:AsicVsScalesim",
+    "flipped-bits": "codegen.bench.flipped_bits:FlippedBits",
     "staircase": "codegen.bench.staircase:Staircase",
     "validation": "codegen.bench.validation:Validation",
 }

@@ -35,7 +35,11 @@ def bench(
     corrected: Annotated[
         int | None, Option(min=0, help="error-models: how many of them after sequential correction too. [20]")
     ] = None,
-    networks: Annotated[str | None, Option(help="lower-time: which networks. [resnet20,resnet50]")] = None,
+    networks: Annotated[
+        str | None,
+        Option(help="lower-time, flipped-bits: which networks. [resnet20,resnet50; digits,resnet20,host]"),
+    ] = None,
+    bits: Annotated[int | None, Option(min=1, help="flipped-bits: bits of each section. [200]")] = None,
     layers: Annotated[
         int | None,
         Option(
@@ -66,6 +70,7 @@ def bench(
             "models": models, "data": data, "rows": rows, "target": target, "effort": effort, "images": images,
             "plans": plans, "corrected": corrected, "seed": seed, "layers": layers, "repeats": repeats,
             "dataflow": dataflow, "scalesim_python": scalesim_python, "output": output, "reference": reference,
+            "bits": bits,
             "budgets": None if budgets is None else percentages(budgets),
             "networks": None if networks is None else tuple(part.strip() for part in networks.split(",")),
         }  # fmt: skip

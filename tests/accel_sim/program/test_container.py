@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from accel_sim.program.container import MAGIC, decode, encode, read_program, write_program
+from accel_sim.program.container import MAGIC, decode, encode, read_program, reseal, write_program
 from accel_sim.program.errors import ProgramError
 from accel_sim.program.isa import Halt, Load, Loops, Matmul, Program, Space, Store, Token
 from accel_sim.program.machine_hash import machine_text, spec_hash
 from accel_sim.program.record_layouts import INSTRUCTIONS, Opcode
 from accel_sim.program.records import code_table
 from accel_sim.spec_file import load_spec, presets
-from tests.accel_sim.program.forged_containers import ENTRY, HEADER, resealed
+from tests.accel_sim.program.forged_containers import ENTRY, HEADER
 from tests.accel_sim.program.sample_programs import EMPTY, SAMPLES, SPEC, one_tile, two_layers
 
 SECTIONS = 11
@@ -35,7 +35,7 @@ def test_round_trip(name: str) -> None:
     assert decode(data, SPEC) == program
     assert encode(decode(data)) == data
     assert [type(entry) for entry in decode(data).code] == [type(entry) for entry in program.code]
-    assert resealed(data) == data
+    assert reseal(data) == data
 
 
 def test_an_empty_program_takes_the_header_and_one_instruction() -> None:
@@ -131,7 +131,7 @@ def test_what_the_format_does_not_hold_is_not_written(change: dict[str, object],
 def forged(offset: int, form: str, *values: int) -> bytes:
     data = bytearray(encode(two_layers()))
     struct.pack_into(form, data, offset, *values)
-    return resealed(data)
+    return reseal(data)
 
 
 CODE = 512

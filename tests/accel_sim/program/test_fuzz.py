@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from accel_sim.program.check import check_program
-from accel_sim.program.container import MAGIC, SECTIONS, decode, encode
+from accel_sim.program.container import MAGIC, SECTIONS, decode, encode, reseal
 from accel_sim.program.errors import ProgramError
 from accel_sim.program.isa import Program
-from tests.accel_sim.program.forged_containers import ENTRY, HEADER, TABLE_END, resealed
+from tests.accel_sim.program.forged_containers import ENTRY, HEADER, TABLE_END
 from tests.accel_sim.program.program_strategies import PROGRAMS
 from tests.accel_sim.program.sample_programs import SAMPLES, SPEC, one_tile, two_layers
 
@@ -69,7 +69,7 @@ def test_truncation_at_every_border_resealed(name: str) -> None:
             cut = bytearray(data[:size])
             if size >= TABLE_END:
                 struct.pack_into("<q", cut, 24, size)
-                cut = bytearray(resealed(cut))
+                cut = bytearray(reseal(cut))
             refused(bytes(cut))
 
 
@@ -87,7 +87,7 @@ def flips(data: bytes, step: int) -> Iterator[bytes]:
     for at in range(int(rng.integers(step)), len(data) * 8, step):
         forged = bytearray(data)
         forged[at // 8] ^= 1 << (at % 8)
-        yield resealed(forged)
+        yield reseal(forged)
 
 
 @pytest.mark.parametrize(("name", "step"), [("one_tile", 23), ("two_layers", 83)])
@@ -111,7 +111,7 @@ def test_random_damage_resealed() -> None:
         forged = bytearray(data)
         for at in rng.integers(8, len(data), rng.integers(1, 5)).tolist():
             forged[at] = int(rng.choice([0, 1, 0x7F, 0x80, 0xFF, int(rng.integers(256))]))
-        refused_or_valid(resealed(forged))
+        refused_or_valid(reseal(forged))
 
 
 @FUZZ
@@ -146,7 +146,7 @@ def test_a_forged_length_takes_no_memory() -> None:
                 forged = bytearray(data)
                 width = 4 if value < 1 << 32 else 8
                 forged[at : at + width] = value.to_bytes(width, "little")
-                refused_or_none(resealed(forged))
+                refused_or_none(reseal(forged))
         assert tracemalloc.get_traced_memory()[1] - base < 4 << 20
     finally:
         tracemalloc.stop()

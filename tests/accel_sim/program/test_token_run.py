@@ -22,6 +22,7 @@ from accel_sim.program.isa import (
     Space,
     Store,
     Sync,
+    Tensor,
     Token,
     Vector,
     VectorFunction,
@@ -249,7 +250,8 @@ def test_a_comparison_that_takes_too_long_is_given_up() -> None:
 def random_loops(rng: np.random.Generator) -> Loops:
     count = int(rng.integers(1, 4))
     run = int(rng.integers(1, 5))
-    return Loops(run, (1, 1, count), (0, 0, run), (0, 0, run + int(rng.integers(0, 6))))
+    near = run + int(rng.integers(0, 6))
+    return Loops(run, (1, 1, count), (0, 0, run), (0, 0, near)) if count > 1 else Loops(run)
 
 
 def placed(entry: Instruction, rng: np.random.Generator) -> Instruction:
@@ -314,7 +316,8 @@ def test_races(seed: int) -> None:
                 if memory == other and (written or changed) and bytes_ & others:
                     races.add((i, j))
         # Two syncs may share a marker; the functions copy.
-        made = replace(program(code), vectors=(VectorSpec(VectorFunction.COPY),), dram_bytes=200, markers=MARKERS)
+        made = replace(program(code), vectors=(VectorSpec(VectorFunction.COPY),), dram_bytes=90, markers=MARKERS)
+        made = replace(made, tensors=(Tensor("all", (90,), 0, 1.0, 0, True, "internal"),))
         outcomes[bool(races)] += 1
         if not races:
             check_program(made, SPEC)
