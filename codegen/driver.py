@@ -81,7 +81,7 @@ def lower(config: LowerConfig, events: Events) -> LowerResult:
         search = PlanSearch(config, target, network, data, before, emitted, run)
         made = _carry_through(search, original, evaluation, one, instruments, workspace)
         for _ in range(_CORRECTIONS):
-            if made.harm or not search.tighten(made.emission):
+            if made.harm or not search.tighten(made.emission, made.after):
                 break
             made = _carry_through(search, original, evaluation, one, instruments, workspace)
         accuracy: tuple[float | None, float | None] = (None, None)

@@ -145,13 +145,14 @@ class PlanSearch:
             return attempt
         return carry_out(attempt, self.space, self.stepper, feeds, correction, self.run_events)
 
-    def tighten(self, emission: Emission) -> bool:
-        """Lowers the goals by what the emitted files take beyond the budgets; False where they keep them all."""
+    def tighten(self, emission: Emission, priced: Cost) -> bool:
+        """Lowers the goals by what the emitted files take beyond their price; False where they keep all budgets."""
         over = False
         for metric, limit in self.budgets.items():
             value = emitted_value(emission, metric)
             if self.config.plan is None and value is not None and value > limit * (1 + 1e-9):
-                self.goals[metric] -= (value - limit) * (1 + 1e-6)
+                unseen = value - priced.metric(metric)
+                self.goals[metric] = min(limit - unseen, self.goals[metric] - (value - limit))
                 self.run_events.note(f"the emitted program's {metric} is {value / limit - 1:.2%} over: searching again")
                 over = True
         return over

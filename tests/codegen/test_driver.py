@@ -21,7 +21,9 @@ from codegen.emission import Emission, EmissionRequest
 from codegen.events import Events, Progress, QuietEvents, RecordingEvents
 from codegen.result import LowerResult
 from codegen.target import Target, parse_target
+from passes.core.cost import Cost
 from passes.errors import InputError, UsageError
+from passes.onnx_graph import OnnxGraph
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits.onnx"
 
@@ -220,3 +222,36 @@ def test_the_plan_of_the_lowest_loss_stays(tmp_path: Path, calibration: Path) ->
     before, after = onnx_outputs(DIGITS, calibration), onnx_outputs(tmp_path / "out" / "model.onnx", calibration)
     p, q = (torch.log_softmax(torch.from_numpy(o).double(), 1) for o in (before, after))
     assert float((p.exp() * (p - q)).sum(1).mean()) == pytest.approx(min(losses), rel=2e-2)
+
+
+@pytest.mark.parametrize("foreseen", [False, True])
+def test_what_the_emitted_files_take_beyond_the_prices_is_made_up_for(
+    tmp_path: Path, calibration: Path, monkeypatch: pytest.MonkeyPatch, foreseen: bool
+) -> None:
+    """Files that take 500 cycles more than the price list says: searched again, or allowed for where it is known."""
+    prices = parse_target("asic").latency
+    emitted = []
+
+    def dearer(model: Path) -> Cost:
+        cost = prices.network(OnnxGraph.read(model).workload())
+        return replace(cost, latency=cost.latency + 500)
+
+    def emit(request: EmissionRequest) -> Emission:
+        emitted.append(dearer(request.model))
+        return Emission({"binary": None}, cost=emitted[-1])
+
+    def target(text: str) -> Target:
+        baseline = (lambda model, shapes, seed, events: dearer(model)) if foreseen else None
+        return replace(parse_target(text), emit=emit, baseline=baseline)
+
+    monkeypatch.setattr(driver, "parse_target", target)
+    # A limit just at the plan that is found without the 500 cycles.
+    free = replace(parse_target("asic"), emit=_no_binary, baseline=None)
+    monkeypatch.setattr(driver, "parse_target", lambda text: free)
+    limit = run(tmp_path / "first", calibration, budgets={"latency": "70%"}).report["result"]["latency"]["value"]
+    monkeypatch.setattr(driver, "parse_target", target)
+    result = run(tmp_path / "second", calibration, budgets={"latency": f"{limit:.0f}cycles"})
+    (budget,) = result.report["budgets"]
+    assert budget["met"] and budget["emitted"] == emitted[-1].latency <= limit
+    assert budget["value"] == budget["emitted"] - 500
+    assert len(emitted) == (1 if foreseen else 2)
