@@ -150,6 +150,8 @@ def _prepared(graph: OnnxGraph, path: str | Path) -> ModelProto:
             ) from error
     for index, node in enumerate(model.graph.node):
         node.name = node.name or f"{node.op_type}_{index}"
+        if node.op_type == "Sum" and len(node.input) == 2 and node.domain in ("", "ai.onnx"):
+            node.op_type = "Add"  # the same, and the quantizer knows it
     return model
 
 

@@ -129,3 +129,26 @@ def test_an_operator_set_that_cannot_be_converted_is_refused(chain: Path, monkey
         UnsupportedError, match=r"operator set 9, .* takes 13.*No Adapter To Version \$17.*export it again"
     ):
         quantize(chain.with_name("old.onnx"), chain.with_name("int8.onnx"), FEEDS)
+
+
+def test_a_sum_of_two_is_an_addition_on_bytes(tmp_path: Path) -> None:
+    """Also where nothing behind it is quantized at its input: the pool's rounding stays apart from the sum's."""
+    body = """
+    network (float[N,3,8,8] image) => (float[N,6,1,1] y) {
+        a = Conv <kernel_shape = [3,3], pads = [1,1,1,1]> (image, u)
+        b = Conv <kernel_shape = [1,1]> (image, v)
+        c = OPERATOR (a, b)
+        d = Relu (c)
+        y = GlobalAveragePool (d)
+    }
+    """
+    feeds = [{"image": normal(1, 3, 8, 8, seed=seed)} for seed in range(4)]
+    found = []
+    for operator in ("Sum", "Add"):
+        weights = {"u": normal(6, 3, 3, 3), "v": normal(6, 3, 1, 1)}
+        onnx.save(onnx_model(body.replace("OPERATOR", operator), weights), tmp_path / f"{operator}.onnx")
+        quantize(tmp_path / f"{operator}.onnx", tmp_path / "int8.onnx", feeds)
+        graph = read_qdq(tmp_path / "int8.onnx")
+        found.append([type(operation).__name__ for operation in graph.operations])
+    assert found[0] == found[1]
+    assert "QSum" in found[0] and "QHost" not in found[0]
