@@ -153,6 +153,8 @@ def _total(key: str, entry: Mapping[str, Any] | None) -> str:
         return f"{100 * entry['value']:.1f} %"
     if key == "images_per_second":
         return f"{entry['value']:,.0f}" if entry["value"] >= 100 else f"{entry['value']:.3g}"
+    if entry["value"] < 0:
+        return f"-{quantity(-entry['value'], entry['unit'])}"
     return quantity(entry["value"], entry["unit"])
 
 

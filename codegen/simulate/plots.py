@@ -28,7 +28,7 @@ from codegen.simulate.chart import (
 from codegen.simulate.sweep import Axis
 
 _NAMED_POINTS = 5
-_MOST_RADIUS = 16.0
+_MOST_RADIUS, _MANY_RADIUS, _MANY = 16.0, 10.0, 20
 
 
 def roofline_svg(machine: Mapping[str, Any]) -> Markup:
@@ -36,7 +36,7 @@ def roofline_svg(machine: Mapping[str, Any]) -> Markup:
     layers = [layer for layer in machine["layers"] if layer["roofline"]["intensity_macs_per_byte"]]
     if not layers:
         return Markup("")
-    width, height, left, right, top, bottom = 760.0, 380.0, 60.0, 740.0, 16.0, 340.0
+    width, height, left, right, top, bottom = 760.0, 384.0, 60.0, 740.0, 20.0, 344.0
     peak, ridge = machine["peak_macs_per_cycle"], machine["ridge_macs_per_byte"]
     intensities = [layer["roofline"]["intensity_macs_per_byte"] for layer in layers]
     reached = [layer["roofline"]["reached_macs_per_cycle"] for layer in layers]
@@ -50,9 +50,9 @@ def roofline_svg(machine: Mapping[str, Any]) -> Markup:
     parts += vertical_axis(y, left, right)
     parts.append(frame(left, top, right, bottom))
     parts.append(line([(x(i), y(m)) for i, m in roof], "var(--ink, #1c2024)"))
-    above = text(right - 6, y(peak) - 5, f"array: {peak:,} MACs per cycle", "end", "soft")
-    parts += [above, text(left + 6, top + 14, "MACs per cycle", kind="soft")]
+    parts.append(text(left, top - 6, f"MACs per cycle; the roof is the array's {peak:,}", kind="soft"))
     most = max(layer["cycles"] for layer in layers)
+    largest = _MOST_RADIUS if len(layers) <= _MANY else _MANY_RADIUS
     ordered = sorted(layers, key=lambda layer: -layer["cycles"])
     for layer in ordered:
         at = layer["roofline"]
@@ -61,7 +61,7 @@ def roofline_svg(machine: Mapping[str, Any]) -> Markup:
             f"{layer['name']}: {at['reached_macs_per_cycle']:.4g} of {at['attainable_macs_per_cycle']:.4g} MACs per "
             f"cycle ({share:.0f} %), {at['intensity_macs_per_byte']:.4g} MACs per byte, {layer['cycles']:,} cycles"
         )
-        radius = max(_MOST_RADIUS * math.sqrt(layer["cycles"] / most), 2.5)
+        radius = max(largest * math.sqrt(layer["cycles"] / most), 2.5)
         colour = COLOURS[0] if at["side"] == "compute" else COLOURS[1]
         parts.append(dot(x(at["intensity_macs_per_byte"]), y(at["reached_macs_per_cycle"]), radius, colour, title))
     taken: list[tuple[float, float, float]] = []

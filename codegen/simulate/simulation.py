@@ -156,9 +156,8 @@ def from_engine(
         None if compiled is None else Quantity(compiled.saved_bytes, "B", Kind.SIMULATED),
         len(program.code),
     )
-    notes = (
-        (f"{len(compiled.tail)} operators of the host run behind the program",) if compiled and compiled.tail else ()
-    )
+    tail = () if compiled is None else compiled.tail
+    notes = (f"behind the program, on the host: {', '.join(op.name for op in tail)}",) if tail else ()
     return Simulation(machine, ENGINE, "", totals, layers, tuple(host), changes, notes, program, result)
 
 
