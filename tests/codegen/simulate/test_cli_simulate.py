@@ -173,3 +173,12 @@ def test_one_image_may_be_given_without_a_name(tmp_path: Path) -> None:
         assert call(DIGITS, "--inputs", tmp_path / file, "--json", tmp_path / "r.json", "-q") == 0
         found.append(json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["outputs"]["tensors"])
     assert found[0] == found[1]
+
+
+def test_the_readme_shows_what_the_command_prints(capfd: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    begin, end = "<!-- simulate output: begin -->", "<!-- simulate output: end -->"
+    shown = text[text.index(begin) + len(begin) : text.index(end)]
+    assert call(DIGITS) == 0
+    printed = capfd.readouterr().out
+    assert [line.strip() for line in shown.strip().splitlines()] == [line.strip() for line in printed.splitlines()]
