@@ -68,6 +68,21 @@ def test_chains_are_the_best_of_all_choices(widths: list[int], size: int, kib: i
     assert price.fused == (price.cycles != price.layerwise_cycles or price.dram_bytes != price.layerwise_dram_bytes)
 
 
+@pytest.mark.parametrize("rank", [8, 16, 33])
+def test_without_maps_on_chip_a_chain_is_its_layers(rank: int) -> None:
+    spec, chain = load_spec(), tucker(64, rank, 28)
+    apart = PriceList(spec, maps_on_chip=False)
+    (price,) = apart.chains([chain])
+    alone = PriceList(spec).layers(chain)
+    assert not price.fused
+    assert (price.cycles, price.dram_bytes) == (price.layerwise_cycles, price.layerwise_dram_bytes)
+    assert price.cycles == sum(stage.cycles for stage in alone)
+    (least,) = apart.least([chain], True, True)
+    assert least[0, 0, 0] == price.cycles
+    assert np.isinf(least[1]).all() and np.isinf(least[:, 1]).all()
+    assert PriceList(spec).chains([chain])[0].dram_bytes < price.dram_bytes
+
+
 def test_a_map_that_stays_is_neither_stored_nor_loaded() -> None:
     """56x56, 64 -> 16 -> 16 -> 64: only input, output and weights move, in bursts of 64; both maps of 50 176 B stay.
 
