@@ -192,10 +192,8 @@ def tile_parts(
             tile_width = min(columns, len(channels) - tile_block)
             at = image * total * size + block * size + start * width + channel - block
             tile_at = tile_block * positions + i * run * tile_width + channel - channels.start - tile_block
-            if lanes == width == tile_width:
-                loops = Loops(run * lanes)
-            else:
-                loops = looped(lanes, run, width, tile_width)
+            whole = lanes == width == tile_width
+            loops = Loops(run * lanes) if whole else looped(lanes, run, width, tile_width)
             parts.append(TilePart(at, tile_at, loops, channel, lanes))
     return parts
 

@@ -45,6 +45,7 @@ REPORT = {
     "layers": [],
     "notes": [],
     "output_error": {"relative_l2": None, "limit": None, "data": "", "samples": 0},
+    "program": None,
 }
 
 Lower = Callable[[LowerConfig, Events], LowerResult]
