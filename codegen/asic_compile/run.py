@@ -83,7 +83,7 @@ def call_host(call: HostCall, inputs: Mapping[str, NDArray[np.float32]]) -> dict
 @lru_cache(maxsize=64)
 def _session(model: bytes) -> Any:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # its errors are raised, and told by whoever catches them
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(model, options, ["CPUExecutionProvider"], enable_fallback=0)
 

@@ -21,11 +21,14 @@ _SHOWN = (8, 12, 14, 16, 17, 28, 32, 33, 48, 64, 65, 84, 85, 128, 192, 256)
 
 
 def tucker_chain(channels: int, rank: int, size: int) -> tuple[Layer, ...]:
-    """A 3x3 convolution of as many channels in as out, as 1x1, 3x3 at the rank, 1x1."""
+    """A 3x3 convolution of as many channels in as out, as 1x1, 3x3 at the rank, 1x1.
+
+    Each with a bias, as int8 stages have: that is where their inputs' zero points go.
+    """
     spatial = (size, size)
     return (
-        conv_layer(channels, rank, spatial, (1, 1), bias=False),
-        conv_layer(rank, rank, spatial, (3, 3), pads=(1,) * 4, bias=False),
+        conv_layer(channels, rank, spatial, (1, 1)),
+        conv_layer(rank, rank, spatial, (3, 3), pads=(1,) * 4),
         conv_layer(rank, channels, spatial, (1, 1)),
     )
 
