@@ -39,7 +39,7 @@ NETWORKS = ("digits", "resnet20", "host")
 
 
 class Seen(StrEnum):
-    """Who notices that a bit is another one, the checksums being right."""
+    """Who notices that a bit is another one, the checksums being right; in tables by its name."""
 
     CONTAINER = "refused by the container"
     CHECK = "refused by check_program"
@@ -244,15 +244,15 @@ class FlippedBits:
     def tables(self, result: Mapping[str, Any]) -> list[Table]:
         tables = []
         for row in result["programs"]:
-            columns = ("section", "bits", "flipped", *(str(seen) for seen in Seen))
+            columns = ("section", "bits", "flipped", *(seen.name.lower() for seen in Seen))
             rows = [
                 (section["section"], f"{section['bits']:,}", f"{section['flipped']:,}", *_counts(section["seen"]))
                 for section in row["sections"]
             ]
             title = (
-                f"{row['name']}: {row['bytes']:,} bytes, {row['instructions']:,} instructions; refused as stored: "
-                f"{row['refused_as_stored']:,} of {row['flipped']:,}; the longest look took {row['longest_s']:.2f} s of "
-                "CPU time"
+                f"{row['name']}: {row['bytes']:,} bytes, {row['instructions']:,} instructions; as stored, "
+                f"{row['refused_as_stored']:,} of {row['flipped']:,} are refused; with mended checksums, who notices "
+                f"(the longest look took {row['longest_s']:.2f} s of CPU time)"
             )
             tables.append(Table(title, columns, tuple(rows)))
         for seen in (Seen.COUNTERS, Seen.NOTHING):

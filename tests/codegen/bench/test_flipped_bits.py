@@ -27,6 +27,9 @@ CLOSE = {
 }
 """Numbers whose change rounds away, or limits and entries that no value of these samples meets."""
 
+SAME = {"code.load.chained"}
+"""Two requests in the place of one, or one of two, that take as long."""
+
 UNREAD = {"windows.channels", "windows.extent", "windows.kernel", "windows.pad_value", "windows.origin"}
 """A stored map of which no more is read, a pool's taps beyond it, a padding that no tap meets."""
 
@@ -57,12 +60,12 @@ def test_with_mended_checksums_nothing_wrong_passes(found: list[Flip]) -> None:
     """What runs with the right values and cycles differs in what only says something, rounds away or is not read."""
     assert {(flip.section, flip.field) for flip in found if flip.seen is Seen.COUNTERS} <= {
         ("markers", "markers.macs"),
-        ("windows", "windows.kernel"),
+        ("code", "code.load.loops.run"),  # bytes are loaded that nobody reads
     }
     passed = {flip.field for flip in found if flip.seen is Seen.NOTHING}
-    assert passed <= SAYS_ONLY | CLOSE | UNREAD
+    assert passed <= SAYS_ONLY | CLOSE | UNREAD | SAME
     assert {flip.section for flip in found if flip.seen is Seen.NOTHING}.isdisjoint(
-        {"header", "section table", "code", "between"}
+        {"header", "section table", "between"}
     )
 
 
