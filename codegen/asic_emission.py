@@ -84,6 +84,8 @@ class AsicEmitter:
             program = self._program(request)
         except (UnsupportedError, InputError) as error:
             request.events.warning(f"no {PROGRAM}: {error}")
+            if (request.folder / QUANTIZED).is_file():
+                artifacts["quantized"] = QUANTIZED
             return Emission(artifacts)
         folder = request.folder
         compiled = program.compiled.program

@@ -17,7 +17,7 @@ from accel_sim.engine import Result, run
 from accel_sim.engine.counts import LayerRun, layer_runs
 from accel_sim.program.check import check_program
 from accel_sim.spec import MachineSpec
-from codegen.asic_compile.compile import Compiled, compile_graph
+from codegen.asic_compile.compile import Compiled, check_machine, compile_graph
 from codegen.asic_compile.run import call_host
 from codegen.asic_latency import AsicLatency
 from codegen.dataset import Dataset
@@ -83,6 +83,7 @@ def make_program(
     A network of floats is quantized to ``quantized`` first, on ``calibration`` or, where that is None, on random
     inputs, which is good for its cycles alone. Raises UnsupportedError where the machine or the network has none.
     """
+    check_machine(spec)
     calibrated = calibration is not None
     if is_quantized(model):
         quantized, calibrated = model, True

@@ -82,12 +82,27 @@ def compile_graph(graph: QuantizedGraph, spec: MachineSpec, prices: AsicLatency)
     for networks whose host parts hand each other what is no tensor of bytes, unless they stand at the very end; and
     where no tiling fits.
     """
-    widths = spec.datatypes
-    if widths.data_bits != 8 or widths.accumulator_bytes != WORD_BYTES:
-        raise UnsupportedError(f"{spec.name}: programs are made for 8-bit data and 32-bit accumulators")
-    if spec.row_stationary is not None:
-        raise UnsupportedError(f"{spec.name} is row-stationary: programs are made for systolic arrays")
+    check_machine(spec)
     return _Compiler(graph, spec, prices).run()
+
+
+def check_machine(spec: MachineSpec) -> None:
+    """UnsupportedError, with all reasons, for a machine that no program is made for; its prices hold all the same."""
+    data, sums = spec.datatypes.data_bits, spec.datatypes.accumulator_bits
+    others = [
+        text
+        for other, text in (
+            (spec.row_stationary is not None, "its array is row-stationary"),
+            (data != 8, f"its data have {data} bits"),
+            (sums != 8 * WORD_BYTES, f"its accumulators have {sums} bits"),
+        )
+        if other
+    ]
+    if others:
+        raise UnsupportedError(
+            f"{spec.name} has prices and no programs: {', '.join(others)}; programs are made for systolic arrays with "
+            "8-bit data and 32-bit accumulators"
+        )
 
 
 def _tail(graph: QuantizedGraph) -> tuple[set[int], tuple[str, ...]]:

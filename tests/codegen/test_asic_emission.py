@@ -17,6 +17,8 @@ from accel_sim.program.assembler import assemble
 from accel_sim.program.container import read_program
 from accel_sim.program.listing import disassemble
 from accel_sim.spec_file import load_spec
+from codegen import driver
+from codegen.config import LowerConfig
 from codegen.dataset import Dataset, load, random_inputs
 from codegen.emission import Emission, EmissionRequest
 from codegen.events import RecordingEvents
@@ -132,7 +134,27 @@ def test_a_machine_without_programs_keeps_the_host_library(
     assert emission.cost is None and emission.program is None
     (warning,) = events.warnings
     assert warning.startswith("no program.bin: ") and "8-bit data and 32-bit accumulators" in warning
-    assert not (tmp_path / "program.bin").exists()
+    assert "its data have 16 bits" in warning and ("row-stationary" in warning) == (target == "eyeriss_12x14")
+    assert not (tmp_path / "program.bin").exists() and not (tmp_path / "model_int8.onnx").exists()
+
+
+@pytest.mark.parametrize("target", ["eyeriss_12x14", "asic:data_bits=16"])
+def test_lower_ends_well_on_a_machine_without_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    """Ranks follow its prices, the budget is met by them, and one warning beside that for data says what is missing."""
+    _without_libraries(monkeypatch)
+    events = RecordingEvents()
+    values = {"model": DIGITS, "output": tmp_path / "out", "effort": "quick", "target": target}
+    result = driver.lower(LowerConfig.from_values({**values, "budgets": {"latency": "80%"}}), events)
+    assert not result.missed
+    before, after = (result.report[key]["latency"] for key in ("baseline", "result"))
+    assert after["value"] <= 0.8 * before["value"] and after["kind"] == "simulated"
+    (_, missing) = events.warnings  # the first: no --calib data
+    assert missing.startswith("no program.bin: ")
+    assert result.report["artifacts"]["host_binary"] == "model_host.so"
+    assert result.report["artifacts"]["program"] is result.report["artifacts"]["binary"] is None
+    assert "quantized" not in result.report["artifacts"]
 
 
 def test_random_ranges_are_said_to_be_random(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
