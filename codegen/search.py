@@ -17,9 +17,9 @@ from codegen.memory import (
 )
 from codegen.space import Effort, Space
 from codegen.walks import outputs_under, plain_chain, relative_error
-from codegen.weighting import POWER, Posterior
+from codegen.weighting import Posterior, guess
 from passes.core.cost import Cost
-from passes.core.site import Chain
+from passes.core.site import Array, Chain
 from passes.correct import Choice, Corrected, Correction, correct_each
 from passes.onnx_stepper import Feeds, Stepper
 from passes.ranks.milp import least
@@ -186,8 +186,8 @@ def best_within_budgets(
     """Plans under several weightings of the sites' errors, each carried out; the one that loses least stays.
 
     No sum over layers predicts the joint loss well enough to choose between plans that are close, so it is measured.
-    The first plans are those of powers of the measured sensitivities; each turn after them learns from all losses so
-    far (:mod:`codegen.weighting`) and carries out ``PLANS_A_TURN`` more.
+    The first weights are guessed from the measured sensitivities; each turn after them learns from all losses so far
+    (:mod:`codegen.weighting`) and carries out ``PLANS_A_TURN`` more plans.
     """
     trace: list[dict[str, Any]] = []
     tried: dict[str, Attempt] = {}
@@ -196,11 +196,14 @@ def best_within_budgets(
 
     def proposals() -> Iterator[dict[str, dict[str, float]]]:
         """Weightings of a turn by the names that the trace gives to them; a later turn learns from those before."""
-        powers = effort.weightings if searched else (0.0,)
-        for start in range(0, len(powers), PLANS_A_TURN):
-            some = powers[start : start + PLANS_A_TURN]
-            yield {f"sensitivity^{p:g}": {n: v**p for n, v in space.weights.items()} for p in some}
-        for turn in range(effort.turns if searched else 0):
+        if not searched:
+            yield {"1": {}}
+            return
+        guesses = effort.weightings
+        for start in range(0, len(guesses), PLANS_A_TURN):
+            some = guesses[start : start + PLANS_A_TURN]
+            yield {f"sensitivity^{p:g}, tilt {t:g}": guessed_weights(space, p, t) for p, t in some}
+        for turn in range(effort.turns):
             learned = learned_weights(space, list(tried.values()), rng)
             yield {f"what turn {turn + 1} learned, {k}": weights for k, weights in enumerate(learned)}
 
@@ -226,19 +229,27 @@ def best_within_budgets(
     return min(tried.values(), key=lambda a: (_excess(a, budgets), a.loss)), trace
 
 
+def guessed_weights(space: Space, power: float, tilt: float) -> dict[str, float]:
+    """Weights by site name, from the measured sensitivities alone."""
+    return _by_site(space, guess(np.array(list(space.weights.values())), power, tilt))
+
+
 def learned_weights(space: Space, tried: Sequence[Attempt], rng: np.random.Generator) -> list[dict[str, float]]:
     """Weightings for the next plans: the middle of what the plans so far say of the weights, then draws around it.
 
     More than one turn needs, since some lead to plans that were tried before.
     """
-    names = list(space.weights)
     posterior = Posterior(
-        POWER * np.log([space.weights[name] for name in names]),
-        np.array([[space.error(name, attempt.choices[name]) for name in names] for attempt in tried]),
+        np.array(list(space.weights.values())),
+        np.array([[space.error(name, attempt.choices[name]) for name in space.weights] for attempt in tried]),
         np.array([attempt.loss for attempt in tried]),
     )
     found = [posterior.mean(), *(posterior.draw(rng) for _ in range(3 * PLANS_A_TURN))]
-    return [dict(zip(names, np.exp(weights).tolist(), strict=True)) for weights in found]
+    return [_by_site(space, weights) for weights in found]
+
+
+def _by_site(space: Space, log_weights: Array) -> dict[str, float]:
+    return dict(zip(space.weights, np.exp(log_weights).tolist(), strict=True))
 
 
 def _excess(attempt: Attempt, budgets: Mapping[str, float]) -> float:

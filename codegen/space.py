@@ -41,24 +41,25 @@ CALIBRATION_BYTES = 3 << 30
 class Effort:
     """How far a search goes.
 
-    ``elements`` bounds the patches that a fit sees, ``sweeps`` its refits behind a clamp. ``weightings`` are powers
-    of the measured sensitivities: each gives a plan that is carried out. ``turns`` is how often more plans follow,
-    under weights learned from those before; the best plan stays. ``macs`` bounds the work that measuring sensitivities
-    may take; where it cannot be done within it, one plan is all there is.
+    ``elements`` bounds the patches that a fit sees, ``sweeps`` its refits behind a clamp. ``weightings`` are pairs
+    of a power of the measured sensitivities and a tilt (:mod:`codegen.weighting`): each gives a plan that is carried
+    out. ``turns`` is how often more plans follow, under weights learned from those before; the best plan stays.
+    ``macs`` bounds the work that measuring sensitivities may take; where it cannot be done within it, one plan is all
+    there is.
     """
 
     elements: int
     sweeps: int
-    weightings: tuple[float, ...]
+    weightings: tuple[tuple[float, float], ...]
     turns: int
     macs: float
     solver_s: float
 
 
 EFFORTS = {
-    "quick": Effort(4_000_000, 1, (0.0,), 0, 0.0, 10),
-    "default": Effort(12_000_000, 1, (1.0, 0.5), 2, 120e9, 30),
-    "extensive": Effort(48_000_000, 3, (1.0, 0.0, 0.5, 1.5), 8, 4e12, 300),
+    "quick": Effort(4_000_000, 1, (), 0, 0.0, 10),
+    "default": Effort(12_000_000, 1, ((1.0, 0.4), (0.5, 0.6)), 2, 120e9, 30),
+    "extensive": Effort(48_000_000, 3, ((1.0, 0.4), (0.5, 0.6), (1.0, 0.8), (1.0, 0.0)), 8, 4e12, 300),
 }
 
 

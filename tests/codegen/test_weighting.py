@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.weighting import MISFIT, SPREAD, Posterior
+from codegen.weighting import MISFIT, POWER_SPREAD, SPREAD, TILT_SPREAD, Posterior, guess
 
 Array = NDArray[Any]
 
@@ -13,7 +13,7 @@ Array = NDArray[Any]
 def posterior(plans: int, sites: int = 5, seed: int = 0) -> Posterior:
     rng = np.random.default_rng(seed)
     errors = rng.uniform(0, 0.3, (plans, sites))
-    return Posterior(rng.standard_normal(sites), errors, rng.uniform(0.05, 0.2, plans))
+    return Posterior(rng.lognormal(size=sites), errors, rng.uniform(0.05, 0.2, plans))
 
 
 def by_precision(p: Posterior) -> tuple[Array, Array]:
@@ -22,8 +22,12 @@ def by_precision(p: Posterior) -> tuple[Array, Array]:
     shares = weighted / weighted.sum(axis=1, keepdims=True)
     design = np.hstack([shares, np.ones((len(shares), 1))])
     residual = np.log(p.losses) - np.log(weighted.sum(axis=1))
-    prior = np.diag([*[SPREAD**-2] * len(p.middle), 0.0])
-    precision = design.T @ design / MISFIT**2 + prior
+    sites = len(p.middle)
+    level, depth = np.log(p.sensitivities), np.linspace(-1, 1, sites)
+    spread = SPREAD**2 * np.eye(sites)
+    spread += POWER_SPREAD**2 * np.outer(level, level) + TILT_SPREAD**2 * np.outer(depth, depth)
+    precision = design.T @ design / MISFIT**2
+    precision[:-1, :-1] += np.linalg.inv(spread)
     covariance = np.linalg.inv(precision)
     mean = covariance @ design.T @ residual / MISFIT**2
     return p.middle + mean[:-1], covariance[:-1, :-1]
@@ -53,17 +57,23 @@ def test_one_plan_says_nothing_of_the_weights() -> None:
 
 def test_the_scale_of_the_losses_does_not_matter() -> None:
     p = posterior(6)
-    scaled = Posterior(p.middle, p.errors, 37.0 * p.losses)
+    scaled = Posterior(p.sensitivities, p.errors, 37.0 * p.losses)
     np.testing.assert_allclose(scaled.mean(), p.mean(), rtol=1e-9)
 
 
 def test_losses_of_true_weights_draw_the_estimate_towards_them() -> None:
     rng = np.random.default_rng(2)
-    true = SPREAD * rng.standard_normal(6)
-    errors = rng.uniform(0, 0.3, (40, 6))
-    found = Posterior(np.zeros(6), errors, errors @ np.exp(true)).mean()
+    errors = rng.uniform(0, 0.3, (60, 6))
+    start = Posterior(np.ones(6), errors, np.ones(60)).middle
+    true = start + SPREAD * rng.standard_normal(6)
 
     def away(weights: Array) -> float:
         return float(np.linalg.norm(weights - weights.mean() - (true - true.mean())))
 
-    assert away(found) < 0.3 * away(np.zeros(6))
+    assert away(Posterior(np.ones(6), errors, errors @ np.exp(true)).mean()) < 0.5 * away(start)
+
+
+def test_a_guess_is_a_power_of_the_sensitivities_and_heavier_towards_the_end() -> None:
+    np.testing.assert_allclose(np.exp(guess(np.array([4.0, 9.0, 16.0]), 0.5, 0.0)), [2, 3, 4])
+    np.testing.assert_allclose(guess(np.ones(3), 0.5, 0.7), [-0.7, 0, 0.7])
+    np.testing.assert_allclose(guess(np.ones(1), 0.5, 0.7), [0])
