@@ -124,7 +124,8 @@ class Subject:
             program = decode(data, self.spec)
         except ProgramError as error:
             return "", Seen.CONTAINER, error.index is not None
-        field = changed_field(self.program, program)
+        # Of what the container tells apart only zeros of either sign are equal.
+        field = changed_field(self.program, program) or ("" if data == self.data else "the sign of a zero")
         try:
             check_program(program, self.spec)
         except ProgramError as error:
