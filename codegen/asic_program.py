@@ -30,6 +30,8 @@ from codegen.quantized.reference import quantized_inputs
 from codegen.report.build import Quantity
 from codegen.report.program import Agreement, HostCallRow, ProgramLayer, ProgramReport
 from passes.core.cost import Cost, Kind
+from passes.errors import UnsupportedError
+from passes.onnx_surgery import LARGE_BYTES
 
 Array = NDArray[Any]
 
@@ -62,6 +64,14 @@ class AsicProgram:
         return Cost(latency=self.result.cycles + host, energy_pj=self.energy_pj, dram_bytes=self.dram_bytes, kind=kind)
 
 
+def data_files(model: Path) -> list[Path]:
+    """The file of a network and those of its external data, as far as they are there."""
+    tensors = onnx.load(model, load_external_data=False).graph.initializer
+    places = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    files = [model, *(model.parent / place for place in sorted(places))]
+    return [path for path in files if path.is_file()]
+
+
 def is_quantized(model: Path) -> bool:
     """Whether a network holds QuantizeLinear or DequantizeLinear."""
     graph = onnx.load(model, load_external_data=False).graph
@@ -84,6 +94,12 @@ def make_program(
     inputs, which is good for its cycles alone. Raises UnsupportedError where the machine or the network has none.
     """
     check_machine(spec)
+    size = sum(path.stat().st_size for path in data_files(model))
+    if size >= LARGE_BYTES:
+        raise UnsupportedError(
+            f"{model.name} has {size / 2**20:.0f} MiB of weights, and quantizing holds a network several times in "
+            f"memory: programs are made of networks below {LARGE_BYTES / 2**20:.0f} MiB"
+        )
     calibrated = calibration is not None
     if is_quantized(model):
         quantized, calibrated = model, True
