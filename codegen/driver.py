@@ -17,7 +17,7 @@ from codegen.checked_passes import CANONICAL, run_checked
 from codegen.checkpoint import RunKey, file_sha256
 from codegen.config import LowerConfig
 from codegen.dataset import Dataset, load
-from codegen.emission import Emission, EmissionRequest
+from codegen.emission import Emission, EmissionRequest, as_emitted
 from codegen.events import Events, RecordingEvents
 from codegen.plan_search import PlanSearch, formats_named, read_plan
 from codegen.report.build import Verification
@@ -81,18 +81,25 @@ def lower(config: LowerConfig, events: Events) -> LowerResult:
         search = PlanSearch(config, target, network, data, before, emitted, run)
         made = _carry_through(search, original, evaluation, one, instruments, workspace)
         for _ in range(_CORRECTIONS):
-            if made.harm or not search.tighten(made.emission, made.after):
+            if made.harm or made.found.plan.status == "infeasible" or not search.tighten(made.emission, made.priced):
                 break
             made = _carry_through(search, original, evaluation, one, instruments, workspace)
+        if made.emission.cost is None:
+            search.by_price_alone()
+        harm = _harm(search.before, made.after)
+        if harm and not made.harm:
+            run.warning(harm)
+            made = _emitted(search, original, evaluation, workspace, replace(made, harm=harm))
         accuracy: tuple[float | None, float | None] = (None, None)
         if evaluation is not None:
             with run.stage("evaluate"):
                 accuracy = accuracies(config.model, made.paths[0], evaluation, apart=original.is_large)
         assert search.space is not None
         facts = Facts(
-            config, target, run, search.space, made.found, search.trace, search.budgets, before, made.after, made.harm,
-            made.check, made.emission, accuracy, (*canonical.notes, *made.notes), made.paths, search.data.source,
-            len(search.data), errors_bind=not search.budgets and config.plan is None,
+            config, target, run, search.space, made.found, search.trace, search.budgets, search.before, made.after,
+            made.priced, search.unseen, made.harm, made.check, made.emission, accuracy,
+            (*canonical.notes, *made.notes), made.paths, search.data.source, len(search.data),
+            errors_bind=not search.budgets and config.plan is None,
         )  # fmt: skip
         report = write_results(facts, workspace.staging)
         with run.stage("commit"):
@@ -103,9 +110,11 @@ def lower(config: LowerConfig, events: Events) -> LowerResult:
 
 @dataclass(frozen=True, eq=False)
 class _Made:
-    """A plan carried through to the emitted files."""
+    """A plan carried through to the emitted files. ``priced``: the price list's view of ``after``."""
 
     found: Attempt
+    network: OnnxGraph
+    priced: Cost
     after: Cost
     harm: str
     check: Verification
@@ -123,30 +132,45 @@ def _carry_through(
     workspace: Workspace,
 ) -> _Made:
     """Searches, rewrites, verifies the written file and emits."""
-    run, target, network = search.run_events, search.target, search.network
+    run, target = search.run_events, search.target
     found = search.run(workspace)
     with run.stage("rewrite"):
-        factorized = network.clone()
+        factorized = search.network.clone()
         outcome = PassManager([Factorize(found.chains)], instruments).run(factorized)
         metrics = ("latency", *(m for m in search.budgets if m != "latency"))
         tidy = (FusePointwise(target.latency, metrics), DropDeadCode())
         rewritten, tidied = run_checked(tidy, factorized, one, instruments, run)
-        after = target.latency.network(rewritten.workload())
-        harm = _harm(search.before, after)
+        priced = target.latency.network(rewritten.workload())
+        harm = _harm(search.priced_before, priced)
         if harm:
             run.warning(harm)
-            rewritten, after = original, search.before
+    notes = (*outcome.notes, *tidied.notes)
+    made = _Made(found, rewritten, priced, priced, harm, _UNVERIFIED, Emission(), notes, ())
+    return _emitted(search, original, evaluation, workspace, made)
+
+
+def _emitted(
+    search: PlanSearch, original: OnnxGraph, evaluation: Dataset | None, workspace: Workspace, made: _Made
+) -> _Made:
+    """Writes and verifies the rewritten network, or where it does harm the input, and emits it."""
+    run, network, priced = search.run_events, made.network, made.priced
+    if made.harm:
+        network, priced = original, search.priced_before
     with run.stage("verify"):
-        paths = tuple(rewritten.save(workspace.staging / "model.onnx"))
-        check = verify_written(paths[0], rewritten, search.samples(4), walked=search.stepper is not None)
-    emission = target.emit(
+        paths = tuple(network.save(workspace.staging / "model.onnx"))
+        check = verify_written(paths[0], network, search.samples(4), walked=search.stepper is not None)
+    emission = search.target.emit(
         EmissionRequest(
-            paths[0], workspace.staging, search.config.model, rewritten.input_shapes, search.samples(4), search.data,
-            search.calibrated, evaluation, search.config.seed, run, search.emitted,
+            paths[0], workspace.staging, search.config.model, network.input_shapes, search.samples(4), search.data,
+            search.calibrated, evaluation, search.config.seed, run, search.emitted_before,
         )
     )  # fmt: skip
     check = replace(check, binary=emission.check)
-    return _Made(found, after, harm, check, emission, (*outcome.notes, *tidied.notes), paths)
+    after = as_emitted(priced, emission.cost)
+    return replace(made, priced=priced, after=after, check=check, emission=emission, paths=paths)
+
+
+_UNVERIFIED = Verification(False, None, None, 0)
 
 
 def inspect(config: LowerConfig, events: Events) -> list[InspectRow]:

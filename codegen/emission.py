@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,19 @@ class Emission:
     check: BinaryCheck | None = None
     cost: Cost | None = None
     program: ProgramReport | None = None
+
+
+def as_emitted(priced: Cost, emitted: Cost | None) -> Cost:
+    """The price of a network with latency, energy and traffic as its emitted files tell them."""
+    if emitted is None:
+        return priced
+    return replace(
+        priced,
+        latency=emitted.latency,
+        energy_pj=emitted.energy_pj,
+        dram_bytes=emitted.dram_bytes,
+        kind=emitted.kind,
+    )
 
 
 def emit_host_library(request: EmissionRequest, library: str = LIBRARY) -> Emission:

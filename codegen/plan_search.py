@@ -11,10 +11,9 @@ from typing import Any
 
 from codegen.config import LowerConfig
 from codegen.dataset import Dataset, random_inputs
-from codegen.emission import Emission
+from codegen.emission import Emission, as_emitted
 from codegen.events import Events, RecordingEvents
 from codegen.memory import Memory
-from codegen.results import emitted_value
 from codegen.search import Attempt, best_within_budgets, carry_out, fastest_within
 from codegen.space import EFFORTS, Selection, Space, build_space, calibration_count
 from codegen.target import Target
@@ -66,14 +65,13 @@ class PlanSearch:
         self.config, self.target, self.network, self.run_events = config, target, network, run
         self.effort = EFFORTS[config.effort]
         self.margin = target.latency.margin if config.margin is None else config.margin
-        self.before, self.emitted = before, emitted
+        self.priced_before, self.emitted_before = before, emitted
+        self.before = as_emitted(before, emitted)
         self.started = time.perf_counter()
-        self.budgets = {b.metric: b.limit(before, target.clock_hz) for b in config.parsed_budgets}
-        self.goals = dict(self.budgets)
-        if emitted is not None:
-            # What the price list does not see of the network as it came, it will not see of the rewritten one.
-            for metric in {"latency", "energy"} & self.goals.keys():
-                self.goals[metric] -= max(0.0, emitted.metric(metric) - before.metric(metric))
+        self.budgets = self._limits()
+        # What the price list does not see of the network as it came, it will not see of the rewritten one.
+        self.unseen = {m: self.before.metric(m) - before.metric(m) for m in ("latency", "energy")}
+        self.goals = {metric: limit - self.unseen.get(metric, 0.0) for metric, limit in self.budgets.items()}
         self.trace: list[dict[str, Any]] = []
         self.space: Space | None = None
         self.calibrated = data is not None
@@ -145,15 +143,25 @@ class PlanSearch:
             return attempt
         return carry_out(attempt, self.space, self.stepper, feeds, correction, self.run_events)
 
+    def _limits(self) -> dict[str, float]:
+        return {b.metric: b.limit(self.before, self.target.clock_hz) for b in self.config.parsed_budgets}
+
+    def by_price_alone(self) -> None:
+        """Takes the price list's view of the network as it came: the emitted files do not tell what they cost."""
+        self.before = self.priced_before
+        self.budgets = self._limits()
+        self.unseen = dict.fromkeys(self.unseen, 0.0)
+
     def tighten(self, emission: Emission, priced: Cost) -> bool:
         """Lowers the goals by what the emitted files take beyond their price; False where they keep all budgets."""
         over = False
+        after = as_emitted(priced, emission.cost)
         for metric, limit in self.budgets.items():
-            value = emitted_value(emission, metric)
-            if self.config.plan is None and value is not None and value > limit * (1 + 1e-9):
+            value = after.metric(metric)
+            if emission.cost is not None and self.config.plan is None and value > limit * (1 + 1e-9):
                 unseen = value - priced.metric(metric)
                 self.goals[metric] = min(limit - unseen, self.goals[metric] - (value - limit))
-                self.run_events.note(f"the emitted program's {metric} is {value / limit - 1:.2%} over: searching again")
+                self.run_events.note(f"the emitted files' {metric} is {value / limit - 1:.2%} over: searching again")
                 over = True
         return over
 

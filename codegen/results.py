@@ -44,7 +44,12 @@ NO_GAIN = "no chain is cheaper than the dense layer on this target"
 
 @dataclass(frozen=True, eq=False)
 class Facts:
-    """What a run found out. ``harm`` says why the rewritten network was refused, empty when it was not."""
+    """What a run found out.
+
+    ``before`` and ``after`` as the emitted files tell them, where they do; ``priced``: the price list's view of
+    ``after``; ``unseen``: what it does not see of ``before``, by metric. ``harm`` says why the rewritten network was
+    refused, empty when it was not.
+    """
 
     config: LowerConfig
     target: Target
@@ -55,6 +60,8 @@ class Facts:
     budgets: dict[str, float]
     before: Cost
     after: Cost
+    priced: Cost
+    unseen: dict[str, float]
     harm: str
     verification: Verification
     emission: Emission
@@ -140,22 +147,17 @@ def _budget_lines(facts: Facts) -> list[BudgetLine]:
     for budget in facts.config.parsed_budgets:
         metric = budget.metric
         limit, value = facts.budgets[metric], facts.after.metric(metric)
-        emitted = emitted_value(facts.emission, metric)
-        met = max(value, emitted or 0.0) <= limit * (1 + 1e-9)
+        met = value <= limit * (1 + 1e-9)
         # counts are read off the written file; times and energies are the target's
-        kind = facts.after.kind if metric in ("latency", "energy") else Network.of(facts.after).macs.kind
-        bound = None if met else min(reach(problem, facts.space, metric), value)
-        lines.append(
-            BudgetLine(metric, facts.config.budgets[metric], limit, units[metric], value, met, kind, bound, emitted)
-        )
+        simulated = metric in ("latency", "energy")
+        kind = facts.after.kind if simulated else Network.of(facts.after).macs.kind
+        bound = None
+        if not met:
+            bound = min(reach(problem, facts.space, metric) + facts.unseen.get(metric, 0.0), value)
+        predicted = facts.priced.metric(metric) if simulated and facts.emission.cost is not None else None
+        asked = facts.config.budgets[metric]
+        lines.append(BudgetLine(metric, asked, limit, units[metric], value, met, kind, bound, predicted))
     return lines
-
-
-def emitted_value(emission: Emission, metric: str) -> float | None:
-    """What the emitted files cost in a metric, as far as they tell."""
-    if emission.cost is None or metric not in ("latency", "energy"):
-        return None
-    return emission.cost.metric(metric)
 
 
 def reach(problem: RankProblem, space: Space, metric: str) -> float:

@@ -60,8 +60,7 @@ class Network:
 class BudgetLine:
     """One budget and what came of it: ``asked`` as it was written, ``bound`` the least value that was proven.
 
-    ``value`` is the price list's; ``emitted`` that of the emitted files, None where these do not tell. The budget is
-    met where both are.
+    ``value`` is that of the emitted files where these tell it, and ``predicted`` the price list's then, else None.
     """
 
     metric: str
@@ -72,7 +71,7 @@ class BudgetLine:
     met: bool
     kind: Kind
     bound: float | None = None
-    emitted: float | None = None
+    predicted: float | None = None
 
 
 @dataclass(frozen=True)
