@@ -24,7 +24,6 @@ from codegen.asic_program import AsicProgram, baseline_cycles, compare, make_pro
 from codegen.emission import LIBRARY, Emission, EmissionRequest, emit_host_library
 from codegen.events import Events, RecordingEvents
 from codegen.quantized.graph import QuantizedGraph
-from codegen.quantized.reference import dequantize_array
 from codegen.report.build import BinaryCheck
 from codegen.tvm_build import NoBinary
 from codegen.tvm_check import difference
@@ -146,8 +145,7 @@ class AsicEmitter:
         if isinstance(binary, NoBinary):
             events.warning(f"no {LIBRARY}: {binary.reason}")
             return None
-        graph = program.graph
-        wanted = [[_floats(graph, i, found) for i in range(len(graph.outputs))] for found in outputs]
+        wanted = [[found[name] for name in program.graph.output_names] for found in outputs]
         with events.stage("check the library"):
             try:
                 made, cycles = run_library(binary, self.machine, self.options, samples)
@@ -176,12 +174,6 @@ def _bound(graph: QuantizedGraph, samples: Sequence[Mapping[str, NDArray[Any]]])
         for public, name in zip(graph.input_names, graph.inputs, strict=True)
     }
     return [feeds for feeds in samples if all(np.shape(feeds[name]) == shape for name, shape in shapes.items())]
-
-
-def _floats(graph: QuantizedGraph, index: int, found: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-    tensor = graph.tensors[graph.outputs[index]]
-    values = found[tensor.name].reshape(tensor.shape)
-    return dequantize_array(values, tensor) if graph.float_outputs[index] else values
 
 
 def _accuracy(request: EmissionRequest, program: AsicProgram) -> float | None:
