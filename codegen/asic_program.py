@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,25 @@ class AsicProgram:
         return sum(layer.counts.dram_bytes for layer in self.layers)
 
     @property
+    def host_cycles(self) -> dict[str, float]:
+        """An estimate for each part that the host runs, between the program's layers or behind it, by name."""
+        names = [call.name for call in self.compiled.program.calls]
+        found = {names[call]: layer.host_cycles for layer in self.layers for call in layer.host_calls}
+        for part in self.compiled.tail:
+            shapes = [self._shape(name) for name in (*part.inputs, *part.outputs)]
+            host = self.spec.host
+            found[part.name] = host.call_cycles + host.element_cycles * sum(map(prod, shapes))
+        return found
+
+    def _shape(self, tensor: str) -> tuple[int, ...]:
+        graph = self.graph
+        return (graph.tensors[tensor] if tensor in graph.tensors else graph.host_tensors[tensor]).shape
+
+    @property
     def cost(self) -> Cost:
         """Latency, energy and DRAM bytes; the host's estimated cycles included where it runs any part."""
-        host = sum(layer.host_cycles for layer in self.layers)
-        kind = Kind.ESTIMATED if self.compiled.program.calls else Kind.SIMULATED
+        host = sum(self.host_cycles.values())
+        kind = Kind.ESTIMATED if self.host_cycles else Kind.SIMULATED
         return Cost(latency=self.result.cycles + host, energy_pj=self.energy_pj, dram_bytes=self.dram_bytes, kind=kind)
 
 
@@ -173,12 +189,8 @@ def program_report(
     """The program's part of a report."""
     cost, spec = program.cost, program.spec
     compiled = program.compiled
-    host = [
-        HostCallRow(row.name, row.op, row.reason, next(
-            (layer.host_cycles for layer in program.layers if layer.marker == row.marker), 0.0
-        ))
-        for row in compiled.host_rows
-    ]  # fmt: skip
+    cycles = program.host_cycles
+    host = [HostCallRow(row.name, row.op, row.reason, cycles.get(row.name, 0.0)) for row in compiled.host_rows]
     macs = sum(layer.macs for layer in program.layers)
     predicted = compiled.predicted_cycles + sum(row.cycles for row in host)
     return ProgramReport(
