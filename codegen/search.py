@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,7 +14,7 @@ from codegen.memory import (
     load_chains,
     save_chains,
 )
-from codegen.space import Effort, Space
+from codegen.space import Effort, Space, cores
 from codegen.walks import outputs_under, plain_chain, relative_error
 from codegen.weighting import Posterior, guess
 from passes.core.cost import Cost
@@ -111,7 +110,7 @@ def _carry_out(
         plans = [{name: c for name, c in attempt.choices.items() if name in walked} for attempt in attempts]
         with events.stage("correct in sequence", len(stepper.sites)) as progress:
             found, before = correct_each(
-                stepper, feeds, plans, correction, space.roots, lambda site: progress.advance(1, site.name), _cores()
+                stepper, feeds, plans, correction, space.roots, lambda site: progress.advance(1, site.name), cores()
             )
     return [
         replace(
@@ -122,11 +121,6 @@ def _carry_out(
         )
         for attempt, chains, corrected in zip(attempts, plain, found, strict=True)
     ]
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def affordable(

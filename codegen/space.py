@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
@@ -213,6 +215,11 @@ def calibration_count(ops: Sequence[OpWork], available: int) -> int:
     return max(1, min(available, int(by_time), int(by_memory)))
 
 
+def cores() -> int:
+    """Cores that this process may use. No result depends on it."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def network_macs(ops: Sequence[OpWork]) -> float:
     """Multiply-adds of one inference."""
     return float(max(sum(op.stage.macs for op in ops if op.stage is not None), 1))
@@ -267,10 +274,16 @@ def _measure(
                 stepper, feeds, effort.elements, correction.seed, lambda site: progress.advance(1, site.name)
             )
     scored = {}
+    # without moments a layer may be as large as the memory: then one at a time
+    pool = ThreadPoolExecutor(cores() if moments else 1)
     with events.stage("score candidates", len(space.sites)) as progress:
-        for site in space.sites:
-            scored[site.name] = score(site, found[site.name], moments.get(site.name), correction.ridge)
-            progress.advance(1, site.name)
+        try:
+            each = pool.map(lambda s: score(s, found[s.name], moments.get(s.name), correction.ridge), space.sites)
+            for site, result in zip(space.sites, each, strict=True):
+                scored[site.name] = result
+                progress.advance(1, site.name)
+        finally:
+            pool.shutdown(cancel_futures=True)
     if stepper is None or feeds is None:
         return scored, {}, {}
     space = replace(space, scored=scored)
