@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from accel_sim.engine.trace import chrome_trace
 from accel_sim.program.container import encode, write_program
 from accel_sim.program.listing import write_listing
 from accel_sim.spec import MachineSpec
@@ -94,8 +93,7 @@ class AsicEmitter:
         if program.quantized.parent == folder and program.quantized.name == QUANTIZED:
             artifacts["quantized"] = QUANTIZED
         if len(compiled.code) <= _TRACED_INSTRUCTIONS:
-            text = chrome_trace(compiled, program.result.schedule, program.layers, self.spec.clock_mhz)
-            (folder / TRACE).write_text(text, encoding="utf-8")
+            (folder / TRACE).write_text(program.result.chrome_trace(), encoding="utf-8")
             artifacts["trace"] = TRACE
         samples = _bound(program.graph, request.samples)[:_CHECKED_SAMPLES]
         with request.events.stage("check the program"):

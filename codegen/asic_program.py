@@ -15,7 +15,6 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from accel_sim.engine import Result, run
-from accel_sim.engine.counts import LayerRun, layer_runs
 from accel_sim.program.check import check_program
 from accel_sim.spec import MachineSpec
 from codegen.asic_compile.compile import Compiled, check_machine, compile_graph
@@ -45,22 +44,13 @@ class AsicProgram:
     graph: QuantizedGraph
     compiled: Compiled
     result: Result
-    layers: tuple[LayerRun, ...]
     calibrated: bool
-
-    @property
-    def energy_pj(self) -> float:
-        return sum(layer.energy_pj for layer in self.layers)
-
-    @property
-    def dram_bytes(self) -> int:
-        return sum(layer.counts.dram_bytes for layer in self.layers)
 
     @property
     def host_cycles(self) -> dict[str, float]:
         """An estimate for each part that the host runs, between the program's layers or behind it, by name."""
         names = [call.name for call in self.compiled.program.calls]
-        found = {names[call]: layer.host_cycles for layer in self.layers for call in layer.host_calls}
+        found = {names[call]: layer.host_cycles for layer in self.result.layers for call in layer.host_calls}
         for part in self.compiled.tail:
             shapes = [self._shape(name) for name in (*part.inputs, *part.outputs)]
             host = self.spec.host
@@ -76,21 +66,29 @@ class AsicProgram:
         """Latency, energy and DRAM bytes; the host's estimated cycles included where it runs any part."""
         host = sum(self.host_cycles.values())
         kind = Kind.ESTIMATED if self.host_cycles else Kind.SIMULATED
-        return Cost(latency=self.result.cycles + host, energy_pj=self.energy_pj, dram_bytes=self.dram_bytes, kind=kind)
-
-
-def data_files(model: Path) -> list[Path]:
-    """The file of a network and those of its external data, as far as they are there."""
-    tensors = onnx.load(model, load_external_data=False).graph.initializer
-    places = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
-    files = [model, *(model.parent / place for place in sorted(places))]
-    return [path for path in files if path.is_file()]
+        ran = self.result
+        return Cost(latency=ran.cycles + host, energy_pj=ran.energy_pj, dram_bytes=ran.counts.dram_bytes, kind=kind)
 
 
 def is_quantized(model: Path) -> bool:
     """Whether a network holds QuantizeLinear or DequantizeLinear."""
-    graph = onnx.load(model, load_external_data=False).graph
-    return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in graph.node)
+    return _is_quantized(_header(model))
+
+
+def _header(model: Path) -> onnx.ModelProto:
+    """The network without its external data."""
+    return onnx.load(model, load_external_data=False)
+
+
+def _is_quantized(header: onnx.ModelProto) -> bool:
+    return any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in header.graph.node)
+
+
+def _file_bytes(model: Path, header: onnx.ModelProto) -> int:
+    """What a network's file and those of its external data take, as far as they are there."""
+    places = {e.value for tensor in header.graph.initializer for e in tensor.external_data if e.key == "location"}
+    files = [model, *(model.parent / place for place in places)]
+    return sum(path.stat().st_size for path in files if path.is_file())
 
 
 def make_program(
@@ -109,14 +107,15 @@ def make_program(
     inputs, which is good for its cycles alone. Raises UnsupportedError where the machine or the network has none.
     """
     check_machine(spec)
-    size = sum(path.stat().st_size for path in data_files(model))
+    header = _header(model)
+    size = _file_bytes(model, header)
     if size >= LARGE_BYTES:
         raise UnsupportedError(
             f"{model.name} has {size / 2**20:.0f} MiB of weights, and quantizing holds a network several times in "
             f"memory: programs are made of networks below {LARGE_BYTES / 2**20:.0f} MiB"
         )
     calibrated = calibration is not None
-    if is_quantized(model):
+    if _is_quantized(header):
         quantized, calibrated = model, True
     else:
         with events.stage("quantize", None if calibration is None else len(calibration)) as progress:
@@ -134,8 +133,7 @@ def make_program(
         check_program(compiled.program, spec)
     with events.stage("run the program"):
         result = run(compiled.program, spec, {}, values=False)
-        layers = layer_runs(compiled.program, spec, result.schedule)
-    return AsicProgram(spec, quantized, graph, compiled, result, layers, calibrated)
+    return AsicProgram(spec, quantized, graph, compiled, result, calibrated)
 
 
 def baseline_cycles(
@@ -191,7 +189,6 @@ def program_report(
     compiled = program.compiled
     cycles = program.host_cycles
     host = [HostCallRow(row.name, row.op, row.reason, cycles.get(row.name, 0.0)) for row in compiled.host_rows]
-    macs = sum(layer.macs for layer in program.layers)
     predicted = compiled.predicted_cycles + sum(row.cycles for row in host)
     return ProgramReport(
         latency=Quantity(cost.latency, "cycles", cost.kind),
@@ -202,7 +199,7 @@ def program_report(
         baseline_latency=None if baseline is None else Quantity(baseline.latency, "cycles", baseline.kind),
         instructions=len(compiled.program.code),
         saved_dram_bytes=compiled.saved_bytes,
-        utilization=macs / max(program.result.cycles * spec.peak_macs_per_cycle, 1),
+        utilization=program.result.utilization,
         calibrated=program.calibrated,
         agreement=agreement,
         accuracy=None if accuracy is None else Quantity(accuracy, "top-1", Kind.MEASURED),
@@ -220,6 +217,6 @@ def program_report(
                 layer.energy_pj,
                 layer.activities,
             )
-            for layer in program.layers
+            for layer in program.result.layers
         ),
     )

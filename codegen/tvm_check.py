@@ -78,6 +78,20 @@ def run_binary(
 
     VerificationError where it cannot be loaded, crashes, or refuses the inputs.
     """
+    return run_in_child("codegen.tvm_check_child", binary, feeds, {}, timeout_s)[0]
+
+
+def run_in_child(
+    module: str,
+    binary: Binary,
+    feeds: Sequence[Mapping[str, Array]],
+    further: Mapping[str, Any],
+    timeout_s: float | None,
+) -> tuple[list[list[Array]], dict[str, Any]]:
+    """Outputs of the library for each set of inputs, run by ``module`` in a fresh process, and that process's answer.
+
+    ``further`` is added to the request. VerificationError where the process fails.
+    """
     with tempfile.TemporaryDirectory(prefix="rankc-") as folder:
         given, made = Path(folder) / "inputs.npz", Path(folder) / "outputs.npz"
         arrays = {
@@ -92,13 +106,15 @@ def run_binary(
             "made": str(made),
             "runs": len(feeds),
             "inputs": len(binary.inputs),
+            **further,
         }
         environment = {"TVM_USE_RUNTIME_LIB": "1", "TVM_FFI_DISABLE_TORCH_C_DLPACK": "1"}
-        answer = call("codegen.tvm_check_child", request, environment=environment, timeout_s=timeout_s)
+        answer = call(module, request, environment=environment, timeout_s=timeout_s)
         if isinstance(answer, Failure):
             raise VerificationError(f"{binary.library.name}, run in a fresh process, {answer.reason}")
         with np.load(made, allow_pickle=False) as archive:
-            return [[archive[f"{run}/{i}"] for i in range(answer["outputs"])] for run in range(len(feeds))]
+            outputs = [[archive[f"{run}/{i}"] for i in range(answer["outputs"])] for run in range(len(feeds))]
+        return outputs, answer
 
 
 def check_binary(

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from codegen.quantized.graph import QHost, QMove, QOperation, QProduct, QSum, QuantizedGraph
+from codegen.quantized.graph import QHost, QOperation, QuantizedGraph
+from codegen.quantized.operands import reads, writes
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,22 +30,6 @@ class Cut:
     @property
     def segments(self) -> tuple[Segment, ...]:
         return tuple(part for part in self.parts if isinstance(part, Segment))
-
-
-def reads(operation: QOperation) -> tuple[str, ...]:
-    """The tensors that an operation reads, each once."""
-    if isinstance(operation, QHost):
-        return tuple(dict.fromkeys(operation.inputs))
-    if isinstance(operation, QSum | QProduct):
-        return tuple(dict.fromkeys((operation.a, operation.b)))
-    if isinstance(operation, QMove):
-        return tuple(dict.fromkeys(piece.input for piece in operation.pieces))
-    return (operation.input,)
-
-
-def writes(operation: QOperation) -> tuple[str, ...]:
-    """The tensors that an operation writes."""
-    return operation.outputs if isinstance(operation, QHost) else (operation.output,)
 
 
 def cut(graph: QuantizedGraph) -> Cut:

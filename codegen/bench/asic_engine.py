@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from accel_sim.engine import run
-from accel_sim.engine.counts import layer_runs
 from accel_sim.spec import MachineSpec
 from accel_sim.spec_file import load_spec
 from codegen.asic_compile.compile import compile_graph
@@ -166,7 +165,7 @@ def compared(graph: QuantizedGraph, spec: MachineSpec, prices: AsicLatency) -> l
     result = run(found.program, spec, {}, values=False)
     rows = {row.marker: row.price for row in reversed(found.rows)}
     samples = []
-    for layer in layer_runs(found.program, spec, result.schedule):
+    for layer in result.layers:
         price = rows[layer.marker]
         samples.append(
             {
@@ -211,7 +210,7 @@ def _network(path: Path) -> dict[str, Any]:
             "dram_bytes": layer.counts.dram_bytes,
             "energy_pj": layer.energy_pj,
         }
-        for layer in layer_runs(found.program, spec, result.schedule)
+        for layer in result.layers
     ]
     totals = {
         key: sum(layer[key] for layer in layers) for key in ("engine_cycles", "predicted_cycles", "priced_cycles")
