@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from passes.core.factor import FactorFormat
+from passes.core.metric import OutputMetric
 from passes.core.site import Array, Chain, Site, Stage
 from passes.correct import Choice
 from passes.ranks.candidates import Candidate
@@ -39,13 +40,14 @@ class Forgetful:
         return None
 
 
-Scores = tuple[dict[str, ScoredSite], dict[str, Array], dict[str, float]]
-"""Scored sites, output roots, sensitivities; each by site name."""
+Scores = tuple[dict[str, ScoredSite], dict[str, OutputMetric], dict[str, float]]
+"""Scored sites, output metrics, sensitivities; each by site name."""
 
 
 def save_scores(memory: Memory, scores: Scores) -> None:
-    scored, roots, weights = scores
-    arrays = {f"root/{name}": root for name, root in roots.items()}
+    scored, metrics, weights = scores
+    arrays = {f"root/{name}": metric.root for name, metric in metrics.items()}
+    arrays |= {f"positions/{name}": metric.positions for name, metric in metrics.items()}
     arrays |= {f"relative/{name}": site.relative for name, site in scored.items()}
     kept = {name: [[c.name, list(c.rank)] for c in site.candidates] for name, site in scored.items()}
     memory.checkpoint(SCORES, arrays, {"candidates": kept, "weights": weights})
@@ -65,8 +67,9 @@ def load_scores(memory: Memory, sites: Sequence[Site], found: Mapping[str, tuple
             return None
         relative = arrays[f"relative/{site.name}"]
         scored[site.name] = ScoredSite(site, tuple(priced[key] for key in keys), relative, None)
-    roots = {key.removeprefix("root/"): value for key, value in arrays.items() if key.startswith("root/")}
-    return scored, roots, {name: float(value) for name, value in meta["weights"].items()}
+    names = [key.removeprefix("root/") for key in arrays if key.startswith("root/")]
+    metrics = {name: OutputMetric(arrays[f"root/{name}"], arrays[f"positions/{name}"]) for name in names}
+    return scored, metrics, {name: float(value) for name, value in meta["weights"].items()}
 
 
 def attempt_name(choices: Mapping[str, Choice], corrected: bool) -> str:

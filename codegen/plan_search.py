@@ -21,7 +21,7 @@ from codegen.verification import walk_disagreement
 from codegen.walks import FeedsOf, batched, one_by_one
 from passes import registry
 from passes.core.cost import Cost
-from passes.correct import Choice, Correction
+from passes.correct import Choice
 from passes.errors import InputError
 from passes.onnx_graph import OnnxGraph
 from passes.onnx_stepper import Stepper
@@ -85,7 +85,7 @@ class PlanSearch:
         if count < len(data):
             run.note(f"calibration uses the first {count} of {len(data)} samples: more would exceed time or memory")
         self.data = data.head(count)
-        self.correction = Correction(elements=self.effort.elements, sweeps=self.effort.sweeps, seed=config.seed)
+        self.correction = self.effort.correction(config.seed)
         self.stepper: Stepper | None = None
         self.feeds_of: FeedsOf = batched
 

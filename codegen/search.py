@@ -110,7 +110,7 @@ def _carry_out(
         plans = [{name: c for name, c in attempt.choices.items() if name in walked} for attempt in attempts]
         with events.stage("correct in sequence", len(stepper.sites)) as progress:
             found, before = correct_each(
-                stepper, feeds, plans, correction, space.roots, lambda site: progress.advance(1, site.name), cores()
+                stepper, feeds, plans, correction, space.metrics, lambda site: progress.advance(1, site.name), cores()
             )
     return [
         replace(

@@ -22,15 +22,16 @@ from codegen.walks import head, outputs_under, relative_error, whitened_chain
 from passes import registry
 from passes.core.cost import METRICS, Cost, LatencyModel, OpWork
 from passes.core.factor import FactorFormat, Rank
+from passes.core.metric import OutputMetric
 from passes.core.moments import Moments
-from passes.core.site import Array, Site
+from passes.core.site import Site
 from passes.correct import Choice, Correction
 from passes.graph import Note
 from passes.onnx_graph import OnnxGraph
 from passes.onnx_stepper import Feeds, Stepper
 from passes.ranks.candidates import Candidate, candidates, chain_works
 from passes.ranks.problem import Option, RankProblem, SiteOptions, undominated
-from passes.sensitivity import ScoredSite, moments_by_site, output_root, reactions, score
+from passes.sensitivity import ScoredSite, moments_by_site, output_metric, reactions, score
 
 CALIBRATION_MACS = 150e9
 """Calibration stops at this many multiply-adds of the network, or at ``CALIBRATION_BYTES`` of its activations."""
@@ -43,7 +44,8 @@ CALIBRATION_BYTES = 3 << 30
 class Effort:
     """How far a search goes.
 
-    ``elements`` bounds the patches that a fit sees, ``sweeps`` its refits behind a clamp. ``weightings`` are pairs
+    ``elements`` bounds the patches that statistics are made of, ``samples`` the positions by unknown that a
+    correction is fitted to, ``sweeps`` its refits behind a clamp. ``weightings`` are pairs
     of a power of the measured sensitivities and a tilt (:mod:`codegen.weighting`): each gives a plan that is carried
     out. ``turns`` is how often more plans follow, under weights learned from those before; the best plan stays.
     ``macs`` bounds the work that measuring sensitivities may take; where it cannot be done within it, one plan is all
@@ -51,17 +53,21 @@ class Effort:
     """
 
     elements: int
+    samples: int
     sweeps: int
     weightings: tuple[tuple[float, float], ...]
     turns: int
     macs: float
     solver_s: float
 
+    def correction(self, seed: int) -> Correction:
+        return Correction(samples=self.samples, elements=4 * self.elements, sweeps=self.sweeps, seed=seed)
+
 
 EFFORTS = {
-    "quick": Effort(4_000_000, 1, (), 0, 0.0, 10),
-    "default": Effort(12_000_000, 1, ((1.0, 0.4), (0.5, 0.6)), 2, 120e9, 30),
-    "extensive": Effort(48_000_000, 3, ((1.0, 0.4), (0.5, 0.6), (1.0, 0.8), (1.0, 0.0)), 8, 4e12, 300),
+    "quick": Effort(4_000_000, 40, 1, (), 0, 0.0, 10),
+    "default": Effort(12_000_000, 120, 1, ((1.0, 0.4), (0.5, 0.6)), 2, 120e9, 30),
+    "extensive": Effort(48_000_000, 480, 3, ((1.0, 0.4), (0.5, 0.6), (1.0, 0.8), (1.0, 0.0)), 8, 4e12, 300),
 }
 
 
@@ -84,7 +90,7 @@ class Space:
     baseline: Cost
     kept: tuple[Note, ...]
     memory: Memory = field(default_factory=Forgetful)
-    roots: dict[str, Array] = field(default_factory=dict)
+    metrics: dict[str, OutputMetric] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
 
     def problem(self, budgets: Mapping[str, float], errors: Mapping[str, float]) -> RankProblem:
@@ -254,8 +260,8 @@ def build_space(
     else:
         scores = _measure(space, found, stepper, feeds, effort, correction, events)
         save_scores(memory, scores)
-    scored, roots, weights = scores
-    return replace(space, scored=scored, roots=roots, weights=weights)
+    scored, metrics, weights = scores
+    return replace(space, scored=scored, metrics=metrics, weights=weights)
 
 
 def _measure(
@@ -288,18 +294,18 @@ def _measure(
         return scored, {}, {}
     space = replace(space, scored=scored)
     with events.stage("probe the outputs"):
-        roots = output_roots(space, stepper, feeds, effort, correction.seed)
-    return scored, roots, sensitivities(space, stepper, feeds, moments, effort, correction.ridge, events)
+        metrics = output_metrics(space, stepper, feeds, effort, correction.seed)
+    return scored, metrics, sensitivities(space, stepper, feeds, moments, effort, correction.ridge, events)
 
 
-def output_roots(space: Space, stepper: Stepper, feeds: Feeds, effort: Effort, seed: int) -> dict[str, Array]:
-    """Square roots of each site's output metric, from gradients on as many samples as the effort allows."""
+def output_metrics(space: Space, stepper: Stepper, feeds: Feeds, effort: Effort, seed: int) -> dict[str, OutputMetric]:
+    """Each site's output metric, from gradients on as many samples as the effort allows."""
     count = int(min(256, effort.macs / (3 * network_macs(space.ops))))
     parts = head(feeds, count)
     if count < 1 or not parts:
         return {}
     found = reactions(stepper, parts, seed)
-    return {s.name: output_root(s, found[s.name], ROOT_FLOOR) for s in space.sites if s.name in found}
+    return {s.name: output_metric(s, found[s.name], ROOT_FLOOR) for s in space.sites if s.name in found}
 
 
 def sensitivities(

@@ -23,6 +23,7 @@ import torch
 from passes.core.alternate import alternate, refit_tail
 from passes.core.factor import FactorFormat, Rank, chain_of, fitted
 from passes.core.fit import WIDE, FitProblem, Regression
+from passes.core.metric import OutputMetric
 from passes.core.moments import Moments
 from passes.core.patches import outputs_at, patches, sample_rows
 from passes.core.site import Array, Chain, Site, Stage, compose
@@ -45,19 +46,30 @@ class Choice:
 class Correction:
     """Options of the sequential correction.
 
-    ``elements`` bounds the patch matrix (samples x K) held at a time; ``ridge`` is relative to the mean eigenvalue of
-    the patches' covariance and shrinks towards the original weight; ``sweeps`` counts refits behind a clamp,
-    ``rounds`` the alternations of the first fit.
+    A fit with K unknowns by output sees ``samples`` x K positions, fewer for K above ``FULL``, where the work by layer
+    stays the same; ``elements`` bounds the patch matrix (positions x K) held at a time. ``ridge`` is relative to the
+    mean eigenvalue of the patches' covariance and shrinks towards the original weight; ``sweeps`` counts refits behind
+    a clamp, ``rounds`` the alternations of the first fit.
     ``dense`` refits layers that stay dense as well: the same cost, and they absorb part of the error.
     """
 
-    elements: int = 32_000_000
+    samples: int = 120
+    elements: int = 48_000_000
     ridge: float = 1e-3
     sweeps: int = 3
     rounds: int = 6
     dense: bool = True
     skips: bool = True
     seed: int = 0
+
+    def rows(self, unknowns: int, groups: int) -> int:
+        """Positions that a fit with so many unknowns for each output of a group is given."""
+        wanted = self.samples * unknowns * min(1.0, (FULL / unknowns) ** 3)
+        return int(min(wanted, self.elements / (unknowns * groups)))
+
+
+FULL = 576
+"""64 channels under a 3x3 kernel: up to here positions grow with the unknowns, so that no layer is fitted to noise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,15 +85,15 @@ def correct(
     feeds: Feeds,
     choices: Mapping[str, Choice],
     options: Correction,
-    roots: Mapping[str, Array] | None = None,
+    metrics: Mapping[str, OutputMetric] | None = None,
     progress: Callable[[Site], None] = lambda site: None,
 ) -> tuple[dict[str, Chain], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Fits a chain for every site in ``choices`` (by site name); sites left out stay as they are.
 
-    ``feeds``: input name -> array with all calibration samples. ``roots``: square roots of output metrics by site.
+    ``feeds``: input name -> array with all calibration samples. ``metrics``: by site.
     Returns the chains and the outputs of the original and of the corrected network on the feeds.
     """
-    (found,), before = correct_each(stepper, feeds, [choices], options, roots, progress)
+    (found,), before = correct_each(stepper, feeds, [choices], options, metrics, progress)
     return found.chains, before, found.outputs
 
 
@@ -90,7 +102,7 @@ def correct_each(
     feeds: Feeds,
     plans: Sequence[Mapping[str, Choice]],
     options: Correction,
-    roots: Mapping[str, Array] | None = None,
+    metrics: Mapping[str, OutputMetric] | None = None,
     progress: Callable[[Site], None] = lambda site: None,
     threads: int = 1,
 ) -> tuple[list[Corrected], dict[str, torch.Tensor]]:
@@ -106,13 +118,12 @@ def correct_each(
         while True:
             site = wanted.site
             y = run_chain(site, Chain((site.stage,)), wanted.input)
-            goal = None
+            goal, metric = None, (metrics or {}).get(site.name)
             if any(walk.refits(site, options) for walk in walks):
-                goal = _Goal.of(wanted, y, options, np.random.default_rng((options.seed, index)))
-            root = (roots or {}).get(site.name)
+                goal = _Goal.of(wanted, y, options, metric, np.random.default_rng((options.seed, index)))
             epilogue = stepper.epilogues[site.output]
             workers.each(
-                partial(_advance_plan, site=site, goal=goal, epilogue=epilogue, options=options, root=root), walks
+                partial(_advance_plan, site=site, goal=goal, epilogue=epilogue, options=options, metric=metric), walks
             )
             progress(site)
             index += 1
@@ -148,13 +159,18 @@ class _PlanWalk:
 
 
 def _advance_plan(
-    walk: _PlanWalk, site: Site, goal: _Goal | None, epilogue: Epilogue, options: Correction, root: Array | None
+    walk: _PlanWalk,
+    site: Site,
+    goal: _Goal | None,
+    epilogue: Epilogue,
+    options: Correction,
+    metric: OutputMetric | None,
 ) -> None:
     """One site of one plan: its chain, and on to the next site."""
     chain = Chain((site.stage,))
     if walk.refits(site, options):
         assert goal is not None
-        chain = walk.chains[site.name] = _fit(walk.stop, goal, epilogue, walk.choices[site.name], options, root)
+        chain = walk.chains[site.name] = _fit(walk.stop, goal, epilogue, walk.choices[site.name], options, metric)
     walk.send(run_chain(site, chain, walk.stop.input))
 
 
@@ -194,12 +210,19 @@ class _Goal:
     joined: Array | None
 
     @classmethod
-    def of(cls, wanted: Stop, y: torch.Tensor, options: Correction, rng: np.random.Generator) -> _Goal:
+    def of(
+        cls,
+        wanted: Stop,
+        y: torch.Tensor,
+        options: Correction,
+        metric: OutputMetric | None,
+        rng: np.random.Generator,
+    ) -> _Goal:
         site, stage = wanted.site, wanted.site.stage
         groups = stage.geometry.groups
-        width = int(np.prod(stage.weight.shape[1:])) * groups
-        limit = max(options.elements // width, 4 * stage.out_channels)
-        rows = _rows(site, as_array(site, wanted.input).shape, limit, rng)
+        unknowns = int(np.prod(stage.weight.shape[1:]))
+        limit = max(options.rows(unknowns, groups), 4 * stage.out_channels)
+        rows = _rows(site, as_array(site, wanted.input).shape, limit, metric, rng)
         plain = outputs_at(as_array(site, y), groups, rows)
         if not options.skips or wanted.skip is None or wanted.skip.shape != y.shape:
             return cls(rows, plain, None)
@@ -229,7 +252,9 @@ class _Target:
         return goal if self.skip is None else goal - self.skip
 
 
-def _fit(seen: Stop, goal: _Goal, epilogue: Epilogue, choice: Choice, options: Correction, root: Array | None) -> Chain:
+def _fit(
+    seen: Stop, goal: _Goal, epilogue: Epilogue, choice: Choice, options: Correction, metric: OutputMetric | None
+) -> Chain:
     site, stage = seen.site, seen.site.stage
     columns = patches(as_array(site, seen.input), stage.geometry, goal.rows)
     if goal.joined is not None and seen.skip is not None:
@@ -250,7 +275,7 @@ def _fit(seen: Stop, goal: _Goal, epilogue: Epilogue, choice: Choice, options: C
             predicted = np.matmul(columns, composed.swapaxes(1, 2).astype(columns.dtype)) + bias[:, None, :]
             moments = moments.retarget(columns, target.moved(predicted.astype(columns.dtype)))
         best = regression.fit(moments)
-        problem = FitProblem(best.reshape(weight.shape), regression.gram, root)
+        problem = FitProblem(best.reshape(weight.shape), regression.gram, None if metric is None else metric.root)
         if choice.format is None:
             stages = (replace(stage, weight=best.reshape(stage.weight.shape), bias=None),)
         elif sweep:
@@ -265,9 +290,11 @@ def _fit(seen: Stop, goal: _Goal, epilogue: Epilogue, choice: Choice, options: C
     return chain_of(choice.format.name, choice.rank, stages, bias.reshape(-1))
 
 
-def _rows(site: Site, shape: tuple[int, ...], limit: int, rng: np.random.Generator) -> Array:
+def _rows(
+    site: Site, shape: tuple[int, ...], limit: int, metric: OutputMetric | None, rng: np.random.Generator
+) -> Array:
     if site.stage.geometry.ndim:
-        return sample_rows(site.stage.geometry, shape, limit, rng)
+        return sample_rows(site.stage.geometry, shape, limit, rng, None if metric is None else metric.positions)
     return np.arange(shape[0]) if shape[0] <= limit else np.sort(rng.choice(shape[0], limit, replace=False))
 
 

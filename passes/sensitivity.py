@@ -11,6 +11,7 @@ import torch
 from passes.core.error import fisher_errors, sample_gradients
 from passes.core.factor import fitted
 from passes.core.fit import WIDE, FitProblem
+from passes.core.metric import OutputMetric
 from passes.core.moments import Moments
 from passes.core.patches import outputs_at, patches, positions, sample_rows
 from passes.core.site import Array, Chain, Site, compose
@@ -154,19 +155,25 @@ def reactions(
     }
 
 
-def output_root(site: Site, reaction: Reaction, floor: float) -> Array:
-    """The square root (g, O, O) of the output metric E[g g'], in units of its mean eigenvalue, plus ``floor``.
+def output_metric(site: Site, reaction: Reaction, floor: float) -> OutputMetric:
+    """What errors of the site's outputs count, by channel and by position, from gradients g of the result.
 
-    A factor fitted in this metric spends its rank on the output directions that the network's result reacts to. The
-    floor keeps the others from being ignored, since the gradients are those of the uncompressed network.
+    A factor fitted in the metric E[g g'] spends its rank on the output directions that the network's result reacts
+    to. Between positions the mean of g'g counts: next to a border fewer outputs behind depend on a value. Both are in
+    units of their mean, and ``floor`` is added, since the gradients are those of the uncompressed network.
     """
     groups = site.stage.geometry.groups
-    flat = np.moveaxis(reaction.gradients, 1, -1).reshape(-1, groups, site.stage.out_channels // groups)
+    last = np.moveaxis(reaction.gradients, 1, -1)
+    flat = last.reshape(-1, groups, site.stage.out_channels // groups)
     metric = np.einsum("ngo,ngp->gop", flat, flat, optimize=True).astype(np.float64)
     level = np.trace(metric, axis1=1, axis2=2) / metric.shape[1]
     metric = metric / np.where(level > 0, level, 1.0)[:, None, None] + floor * np.eye(metric.shape[1])
     values, vectors = np.linalg.eigh(metric)
-    return np.asarray(np.matmul(vectors * np.sqrt(np.maximum(values, 0))[:, None, :], vectors.swapaxes(1, 2)))
+    root = np.matmul(vectors * np.sqrt(np.maximum(values, 0))[:, None, :], vectors.swapaxes(1, 2))
+    positions = np.square(last, dtype=np.float64).sum(-1).mean(0)
+    level = positions.mean()
+    positions = (positions / (level if level > 0 else 1.0) + floor) / ((1.0 if level > 0 else 0.0) + floor)
+    return OutputMetric(np.asarray(root), np.asarray(positions))
 
 
 def scores(site: Site, reaction: Reaction, samples: int) -> Array:

@@ -20,7 +20,7 @@ from passes import registry
 from passes.core.error import fisher_errors
 from passes.core.fit import FitProblem
 from passes.core.site import Chain, Site, compose
-from passes.correct import Choice, Correction, correct
+from passes.correct import Choice, correct
 from passes.sensitivity import Probe, divergence, drawn_label, moments_by_site, reactions, scores
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ class PlanLosses:
         self.opened = opened(model, options.target)
         self.stepper = self.opened.stepper
         self.kind = self.opened.before.kind.value
-        # roots and sensitivities as the default effort has them, whatever the fits are given
+        # metrics and sensitivities as the default effort has them, whatever the fits are given
         self.effort = replace(EFFORTS[options.effort], macs=EFFORTS["default"].macs)
-        self.correction = Correction(elements=self.effort.elements, sweeps=self.effort.sweeps, seed=options.seed)
+        self.correction = self.effort.correction(options.seed)
         self.seen, self.held = {self.opened.input: seen}, {self.opened.input: held}
         self.clock = Stopwatch()
         self.recorded = RecordingEvents(events)
@@ -145,7 +145,7 @@ class PlanLosses:
         """True KL after sequential correction as ``lower`` does it, dense layers refitted as well."""
         choices = {name: self._choice(name, index) for name, index in plan.picks}
         chains, _, _ = self.clock.timed(
-            "correction", lambda: correct(self.stepper, self.seen, choices, self.correction, self.space.roots)
+            "correction", lambda: correct(self.stepper, self.seen, choices, self.correction, self.space.metrics)
         )
         return self._kl(chains)
 
@@ -204,7 +204,8 @@ class PlanLosses:
     def _metric_error(self, site: str, index: int) -> float:
         gram = self.moments[site].ridge(self.correction.ridge)
         weight = self.sites[site].stage.grouped_weight().astype(np.float64)
-        problem = FitProblem(weight, gram, self.space.roots.get(site))
+        metric = self.space.metrics.get(site)
+        problem = FitProblem(weight, gram, None if metric is None else metric.root)
         return problem.error(compose(self._chains[site, index].stages)) / problem.energy()
 
     def _sensitive_error(self, site: str, index: int) -> float:

@@ -176,10 +176,7 @@ class _Bench:
         return replace(EFFORTS[self.options.effort], macs=0.0)
 
     def _correction(self) -> Correction:
-        from passes.correct import Correction
-
-        effort = self._effort()
-        return Correction(elements=effort.elements, sweeps=effort.sweeps, seed=self.options.seed)
+        return self._effort().correction(self.options.seed)
 
     def _space(self, whitened: bool) -> tuple[Space, dict[str, Moments], float]:
         """The search space with errors of the weights, or whitened ones; moments; the seconds that making it took."""

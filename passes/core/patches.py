@@ -19,17 +19,36 @@ def positions(geometry: Geometry, channels_first: tuple[int, ...]) -> tuple[int,
     return (channels_first[0], *geometry.output_spatial(channels_first[2:]))
 
 
-def sample_rows(geometry: Geometry, shape: tuple[int, ...], limit: int, rng: np.random.Generator) -> Array:
-    """At most ``limit`` output positions of an input of ``shape`` (N, C, *spatial), as sorted flat indices.
+def sample_rows(
+    geometry: Geometry, shape: tuple[int, ...], limit: int, rng: np.random.Generator, weights: Array | None = None
+) -> Array:
+    """About ``limit`` output positions of an input of ``shape`` (N, C, *spatial), as sorted flat indices.
 
-    The draw is without replacement where the grid is small enough to list, and with it (then made unique) elsewhere.
+    With ``weights`` (*output spatial), 1 on average, each position is drawn as often as it weighs, on average, so that
+    sums over the rows are weighted sums over the grid; then rows may repeat. Without, the draw is without replacement
+    where the grid is small enough to list, and with it (then made unique) elsewhere, and all rows if they are few.
     """
-    total = prod(positions(geometry, shape))
+    grid = positions(geometry, shape)
+    total = prod(grid)
+    if weights is not None and weights.shape == grid[1:]:
+        return _weighted_rows(grid[0], weights.reshape(-1), min(limit, total), rng)
     if total <= limit:
         return np.arange(total)
     if total <= 8 * limit:
         return np.sort(rng.choice(total, limit, replace=False))
     return np.unique(rng.integers(0, total, limit))
+
+
+def _weighted_rows(images: int, weights: Array, limit: int, rng: np.random.Generator) -> Array:
+    share = weights / weights.sum()
+    total = images * weights.size
+    if total > 8 * limit:
+        return np.sort(rng.integers(0, images, limit) * weights.size + rng.choice(weights.size, limit, p=share))
+    # systematic resampling: each row as often as limit x share says, rounded up or down; shuffled, lest it beats with
+    # the grid's own period
+    order = rng.permutation(total)
+    steps = np.floor(np.cumsum(np.tile(share / images, images)[order]) * limit + rng.random())
+    return np.sort(np.repeat(order, np.diff(steps, prepend=0).astype(int)))
 
 
 def _plain(x: Array, geometry: Geometry) -> tuple[Array, Geometry]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from passes.core.factor import chain_of, fitted
 from passes.core.fit import FitProblem
 from passes.core.formats import FORMATS
+from passes.core.metric import OutputMetric
 from passes.core.reference import relative_l2
 from passes.core.site import Chain, Site
 from passes.correct import Choice, Correction, correct, correct_each
@@ -320,8 +321,9 @@ def test_an_output_metric_draws_the_rank_to_what_counts() -> None:
     wanted = choices(stepper, a=("channel_svd_out", (3,)))
     weight = np.ones(10)
     weight[:3] = 100.0  # three channels of ten, and a rank of three
+    metric = OutputMetric(np.diag(weight)[None], np.ones((7, 7)))
     plain, before, _ = correct(stepper, feeds, wanted, EXACT)
-    drawn, *_ = correct(stepper, feeds, wanted, EXACT, {site.name: np.diag(weight)[None]})
+    drawn, *_ = correct(stepper, feeds, wanted, EXACT, {site.name: metric})
 
     def error(chains: dict[str, Chain], channels: slice) -> float:
         x = torch.from_numpy(feeds["x"])
@@ -331,6 +333,32 @@ def test_an_output_metric_draws_the_rank_to_what_counts() -> None:
     assert error(drawn, slice(0, 3)) < 0.05 < error(plain, slice(0, 3))
     assert error(drawn, slice(3, None)) > error(plain, slice(3, None))
     assert before["y"].shape == (20, 10, 7, 7)
+
+
+def test_positions_that_count_more_are_fitted_better() -> None:
+    stepper, feeds = clamped("y = Tanh (a)", 1)
+    (site,) = stepper.sites.values()
+    wanted = choices(stepper, a=("channel_svd_out", (3,)))
+    left = np.full((7, 7), 0.01)
+    left[:, :3] = 2.0
+    metric = OutputMetric(np.eye(site.stage.out_channels)[None], left / left.mean())
+    plain, *_ = correct(stepper, feeds, wanted, EXACT)
+    drawn, *_ = correct(stepper, feeds, wanted, EXACT, {site.name: metric})
+
+    def error(chains: dict[str, Chain], columns: slice) -> float:
+        x = torch.from_numpy(feeds["x"])
+        y, found = run_chain(site, Chain((site.stage,)), x), run_chain(site, chains[site.name], x)
+        return relative_l2(found[..., columns].numpy(), y[..., columns].numpy())
+
+    assert error(drawn, slice(0, 3)) < error(plain, slice(0, 3))
+    assert error(drawn, slice(3, None)) > error(plain, slice(3, None))
+
+
+@pytest.mark.parametrize(("unknowns", "groups", "rows"), [(144, 1, 144 * 120), (576, 1, 576 * 120), (1152, 1, 17280)])
+def test_wide_layers_get_fewer_positions_for_the_same_work(unknowns: int, groups: int, rows: int) -> None:
+    # products for the Gram matrix: 120 x 576^3 where K is at least 576
+    assert Correction().rows(unknowns, groups) == rows
+    assert Correction(elements=1000).rows(100, 2) == 5
 
 
 def test_the_seed_decides_which_positions_are_looked_at() -> None:

@@ -22,8 +22,8 @@ from passes.sensitivity import (
     drawn_label,
     is_classifier,
     moments_by_site,
+    output_metric,
     output_noise,
-    output_root,
     reactions,
     score,
     scores,
@@ -289,7 +289,8 @@ def test_the_output_metric_is_the_root_of_the_gradients_second_moment() -> None:
     stepper = network(NETWORK, WEIGHTS)
     site = stepper.sites["b"]
     gradients = normal(5, 6, 3, 2)
-    root = output_root(site, Reaction(gradients), 0.125)
+    found = output_metric(site, Reaction(gradients), 0.125)
+    root = found.root
     assert root.shape == (2, 3, 3)
     for g in range(2):
         rows = gradients[:, 3 * g : 3 * g + 3].transpose(0, 2, 3, 1).reshape(-1, 3).astype(float)
@@ -297,8 +298,11 @@ def test_the_output_metric_is_the_root_of_the_gradients_second_moment() -> None:
         metric = metric / np.linalg.eigvalsh(metric).mean() + 0.125 * np.eye(3)
         np.testing.assert_allclose(root[g] @ root[g], metric, rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(root[g], root[g].T, atol=1e-12)
-    silent = output_root(site, Reaction(np.zeros((5, 6, 3, 2), np.float32)), 0.125)
-    np.testing.assert_allclose(silent, np.sqrt(0.125) * np.stack([np.eye(3)] * 2))
+    energy = np.square(gradients.astype(float)).sum((0, 1))
+    np.testing.assert_allclose(found.positions, (energy / energy.mean() + 0.125) / 1.125, rtol=1e-6)
+    silent = output_metric(site, Reaction(np.zeros((5, 6, 3, 2), np.float32)), 0.125)
+    np.testing.assert_allclose(silent.root, np.sqrt(0.125) * np.stack([np.eye(3)] * 2))
+    np.testing.assert_array_equal(silent.positions, np.ones((3, 2)))
 
 
 class TestScore:

@@ -97,5 +97,23 @@ class TestSampleRows:
         p = limit / 108 if 8 * limit >= 108 else 1 - (1 - 1 / 108) ** limit
         assert np.abs(counts - 2000 * p).max() < 6 * np.sqrt(2000 * p * (1 - p))
 
+    @pytest.mark.parametrize("limit", [6, 40, 1000])  # drawn, resampled, as many as there are
+    def test_a_row_comes_as_often_as_its_position_weighs(self, limit: int) -> None:
+        rng = np.random.default_rng(4)
+        weights = rng.random((6, 6)) + 0.1
+        weights /= weights.mean()
+        drawn, counts = min(limit, 108), np.zeros(108)
+        for _ in range(2000):
+            rows = sample_rows(self.geometry, self.shape, limit, rng, weights)
+            assert len(rows) == drawn and (np.diff(rows) >= 0).all()
+            np.add.at(counts, rows, 1)
+        share = np.tile(weights.reshape(-1), 3) * drawn / 108
+        # a binomial count at most: six standard deviations
+        assert (np.abs(counts - 2000 * share) < 6 * np.sqrt(2000 * share)).all()
+
+    def test_weights_of_another_grid_are_left_out(self) -> None:
+        rows = sample_rows(self.geometry, self.shape, 108, np.random.default_rng(0), np.ones((3, 3)))
+        np.testing.assert_array_equal(rows, np.arange(108))
+
     def test_rows_of_a_linear_layer_are_its_samples(self) -> None:
         np.testing.assert_array_equal(sample_rows(Geometry(), (4, 7), 10, np.random.default_rng(0)), np.arange(4))
