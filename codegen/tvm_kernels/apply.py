@@ -1,0 +1,74 @@
+"""Schedules for every function of a module: an anchor's template, or rules; what does not apply gets a simpler one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from codegen.tune.device import Device
+from codegen.tvm_kernels import direct, rules
+from codegen.tvm_kernels.anchor import Anchored
+from codegen.tvm_kernels.imports import load_tvm
+from passes.graph import Note
+
+TEMPLATES: dict[str, Callable[[Anchored, Device], None]] = {
+    "rows": direct.schedule_rows,
+    "channels": direct.schedule_channels,
+    "dense": direct.schedule_dense,
+}
+
+
+def scheduled(mod: Any, device: Device) -> Any:
+    """``mod`` after FuseTIR (not changed) with a schedule for every TIR function; see :func:`scheduled_with_notes`."""
+    return scheduled_with_notes(mod, device)[0]
+
+
+def scheduled_with_notes(mod: Any, device: Device) -> tuple[Any, tuple[Note, ...]]:
+    """As :func:`scheduled`, with a note for each function whose own schedule did not apply, by the function's name."""
+    tvm = load_tvm()
+    if device.target["kind"] != "llvm":
+        from tvm.s_tir import dlight
+
+        gpu = dlight.gpu
+        rule_set = (gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Fallback())
+        with tvm.target.Target(device.target):
+            return dlight.ApplyDefaultSchedule(*rule_set)(_copied(tvm, mod)), ()
+    notes: list[Note] = []
+    result = tvm.IRModule(mod.functions, attrs=mod.attrs)
+    for var, function in mod.functions.items():
+        if isinstance(function, tvm.tirx.PrimFunc):
+            result.update_func(var, _function(tvm, var.name_hint, function, device, notes))
+    return result, tuple(notes)
+
+
+def _function(tvm: Any, name: str, function: Any, device: Device, notes: list[Note]) -> Any:
+    for attempt in (_template, rules.schedule):
+        # Scheduling primitives write into the function that they are handed.
+        sketch = tvm.s_tir.Schedule(tvm.IRModule({"main": _copied(tvm, function)}))
+        try:
+            if attempt(sketch, device):
+                return sketch.mod["main"]
+        except (
+            Exception
+        ) as error:  # TVM's refusals have no common base: a ScheduleError, a ValueError, an InternalError
+            notes.append(Note(name, attempt.__name__.strip("_"), f"{type(error).__name__}: {_first_line(error)}"))
+    return function
+
+
+def _template(sketch: Any, device: Device) -> bool:
+    anchored = Anchored.of(sketch)
+    if anchored is None:
+        return False
+    TEMPLATES[anchored.schedule.template](anchored, device)
+    for block in (*anchored.before, *anchored.rest):
+        rules.schedule_block(sketch, block, device)
+    return True
+
+
+def _copied(tvm: Any, value: Any) -> Any:
+    return tvm.ir.load_json(tvm.ir.save_json(value))
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else ""
