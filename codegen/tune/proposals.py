@@ -1,6 +1,6 @@
 """What to try next for a workload: the template's own schedule, what served its neighbours, then the space.
 
-A proposal depends on what is known and on the seed alone, so a run that goes on proposes what it would have proposed.
+A proposal depends on what is known and on the seed alone: nothing is lost when a run ends and another one goes on.
 """
 
 from __future__ import annotations

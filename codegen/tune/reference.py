@@ -18,8 +18,8 @@ _FEWEST_POSITIONS = 64
 class Reference:
     """A workload's arrays and its output at ``positions`` of (batch, *output spatial), counted in row-major order.
 
-    ``x``: (N, C, *spatial), ``weight``: (O, I / groups, *kernel), ``bias``: (O,), all of float32; (N, C), (O, C) and (O,)
-    of a linear layer. ``values``: (positions, O) in float64, clamped at 0 from below.
+    ``x``: (N, C, *spatial), ``weight``: (O, I / groups, *kernel), ``bias``: (O,), all of float32; a linear layer has no
+    spatial axes. ``values``: (positions, O) in float64, clamped at 0 from below.
     """
 
     x: NDArray[np.float32]
@@ -32,7 +32,7 @@ class Reference:
     def of(cls, workload: Workload, seed: int = 0) -> Reference:
         """Random arrays; all positions of a small output, of a large one the first, the last and some between.
 
-        A stage and a linear layer, that is; a transposed convolution has no reference yet and raises ValueError.
+        ValueError for a transposed convolution, which no template takes.
         """
         work, geometry = workload.work, workload.work.geometry
         if geometry.transposed:
@@ -50,7 +50,7 @@ class Reference:
         return cls(x, weight, bias, positions, np.maximum(sums + bias, 0.0))
 
     def error(self, output: NDArray[np.float32]) -> float:
-        """The largest difference of ``output``, (N, O, *output spatial), relative to the largest value; nan for a nan."""
+        """The largest difference of ``output``, (N, O, *output spatial), relative to the largest; nan for a nan."""
         found = np.moveaxis(output, 1, -1).reshape(-1, output.shape[1])
         if not np.isfinite(found).all():
             return float("nan")

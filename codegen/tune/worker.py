@@ -127,7 +127,7 @@ class _Child:
             "OPENBLAS_NUM_THREADS": "1",
             "TVM_NUM_THREADS": str(threads),
         }
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115: closed by kill()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by kill)
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", module],
             env=environment,
