@@ -14,9 +14,7 @@ from codegen.tune.measuring import Job
 from codegen.tune.schedule import Schedule
 from codegen.tune.tuner import Stopping
 from codegen.tune.workload import Workload
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from tuning import DEVICE, KnownTimes, conv, tuner
+from tests.codegen.tune.tuning import DEVICE, KnownTimes, conv, tuner
 
 HERE = Path(__file__).resolve().parent
 NEVER = 10**6
