@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import onnx
@@ -11,6 +12,7 @@ import onnx
 from codegen.asic_binary.host_graph import host_graph
 from codegen.asic_binary.segments import Cut
 from codegen.child_process import Failure, call
+from codegen.cpu_device import generic_device
 from codegen.tvm_build import Binary, NoBinary
 
 
@@ -41,7 +43,12 @@ def build(cut: Cut, programs: Sequence[bytes], library: Path, *, timeout_s: floa
             }
             for path, segment in zip(paths, cut.segments, strict=True)
         ]
-        request = {"model": str(model), "library": str(library.absolute()), "segments": segments}
+        request = {
+            "model": str(model),
+            "library": str(library.absolute()),
+            "segments": segments,
+            "device": asdict(generic_device()),
+        }
         answer = call("codegen.asic_binary.build_child", request, timeout_s=timeout_s)
     if isinstance(answer, Failure):
         return NoBinary(f"TVM's compiler {answer.reason}", answer.log)

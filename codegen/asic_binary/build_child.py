@@ -13,7 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from codegen.child_process import end_with_parent
-from codegen.tvm_build_child import Refused, first_line, import_reason
+from codegen.tune.device import Device
+from codegen.tvm_kernels.imports import load_tvm
+from codegen.tvm_network import compiled, imported, lowered
+from codegen.tvm_network_link import linker
+from codegen.tvm_network_onnx import Refused
 
 _HERE = Path(__file__).parent
 
@@ -23,7 +27,7 @@ def main(request_path: str, answer_path: str) -> None:
     request = json.loads(Path(request_path).read_bytes())
     answer: dict[str, Any] = {}
     try:
-        _build(Path(request["model"]), Path(request["library"]), request["segments"])
+        _build(Path(request["model"]), Path(request["library"]), request["segments"], request["device"])
     except Refused as refusal:
         answer = {"reason": str(refusal)}
     Path(answer_path).write_text(json.dumps(answer), encoding="utf-8")
@@ -52,18 +56,15 @@ def _symbol(segment: int) -> str:
     return f"rankc_segment_{segment}"
 
 
-def _build(path: Path, library: Path, segments: list[dict[str, Any]]) -> None:
-    # The interpreter's torch is not needed here and takes seconds to load.
-    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+def _build(path: Path, library: Path, segments: list[dict[str, Any]], device_values: dict[str, Any]) -> None:
     import onnx
-    import tvm
-    from tvm import relax
-    from tvm.relax.frontend.onnx import from_onnx, onnx_frontend
-    from tvm.support import cc
-    from tvm_ffi.libinfo import find_dlpack_include_path, find_include_path
 
-    if cc.get_cc() is None:
-        raise Refused("no C++ compiler was found to link the library with: install g++ or set CXX")
+    device = Device(**device_values)
+    linker(device)  # says what is missing before anything is compiled
+    tvm = load_tvm()
+    from tvm import relax
+    from tvm.relax.frontend.onnx import onnx_frontend
+    from tvm_ffi.libinfo import find_dlpack_include_path, find_include_path
 
     class RankcProgram(onnx_frontend.OnnxOpConverter):  # type: ignore[misc]
         @classmethod
@@ -77,22 +78,12 @@ def _build(path: Path, library: Path, segments: list[dict[str, Any]]) -> None:
 
     known = onnx_frontend._get_convert_map
     onnx_frontend._get_convert_map = lambda: {**known(), "RankcProgram": RankcProgram}
-    try:
-        module = from_onnx(onnx.load(path))
-    except Exception as error:  # the importer raises whatever the operator's converter hits
-        raise Refused(import_reason(error), by_tvm=True) from error
+    module = imported(onnx.load(path))
     names = [_symbol(k) for k in range(len(segments))]
     external = tvm.get_global_func("runtime.CSourceModuleCreate")(source(segments), "cc", names, [])
-    module = module.with_attr("external_mods", [external])
-    target = tvm.target.Target({"kind": "llvm"})
-    includes = [f"-I{find_include_path()}", f"-I{find_dlpack_include_path()}", "-O2"]
-    try:
-        with target:
-            executable = tvm.compile(relax.get_pipeline("zero")(module), target=target)
-        executable.export_library(str(library), options=includes)
-    except Exception as error:
-        library.unlink(missing_ok=True)
-        raise Refused(f"TVM cannot compile the network: {first_line(error)}", by_tvm=True) from error
+    made = lowered(module, device, lambda _: None)
+    includes = [f"-I{find_include_path()}", f"-I{find_dlpack_include_path()}"]
+    compiled(made.module.with_attr("external_mods", [external]), device, library, includes)
 
 
 if __name__ == "__main__":
