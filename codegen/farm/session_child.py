@@ -1,0 +1,135 @@
+"""The process that talks to a device: ``python -m codegen.farm.session_child KIND``, KIND being the target's.
+
+It loads TVM's runtime alone. One request is one line, see :mod:`codegen.farm.answering`:
+
+    {"id": 1, "open": {"host": ..., "port": ..., "match_key": ..., "lease_s": ...}}    {"id": 1, "round_trip_s": 2e-4}
+    {"id": 2, "time": {"library": path, "arguments": path, "calls": ..., "limit_s": ...}}
+        {"id": 2, "samples": [...], "wall_s": ..., "output_error": ...}
+    {"id": 3, "network": {"libraries": [paths], "feeds": path, "inputs": 1, "blocks": ..., "calls": ...}}
+        {"id": 3, "samples": [[[...], ...], ...]}
+    {"id": 4, "close": true}                                                           {"id": 4}
+
+An error that came over a connection that works says so: ``"alive": true``.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from codegen.farm.answering import Handler, answer_all, one_line
+from codegen.tune.reference import Reference
+
+_LEAST_CALLS = 5
+_WARM_UP_CALLS = 3
+_PING = "tvm.rpc.server.workpath"
+
+
+def start() -> Handler:
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # tvm_ffi would load it for interchange
+    import tvm
+    from tvm import rpc
+    from tvm.runtime.vm import VirtualMachine
+
+    talk = _Talk(tvm, rpc, VirtualMachine, sys.argv[1])
+    return talk.answer
+
+
+class _Talk:
+    def __init__(self, tvm: Any, rpc: Any, machine: Any, kind: str) -> None:
+        self._tvm, self._rpc, self._machine, self._kind = tvm, rpc, machine, kind
+        self._session: Any = None
+        self._files = 0
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        if "close" in request:
+            self._session = None
+            return {}
+        if "open" in request:
+            return self._open(**request["open"])
+        try:
+            if "time" in request:
+                return self._time(**request["time"])
+            return self._network(**request["network"])
+        except Exception as error:  # TVM raises what the other side raised, of any class
+            return {"error": one_line(error), "alive": self._alive()}
+
+    def _open(self, host: str, port: int, match_key: str, lease_s: float) -> dict[str, Any]:
+        self._session = None  # the place of the one before in TVM's table of sessions
+        self._session = self._rpc.connect(host, port, match_key, session_timeout=lease_s)
+        ping = self._session.get_function(_PING)
+        trips = []
+        for _ in range(5):
+            started = time.perf_counter()
+            ping("x")
+            trips.append(time.perf_counter() - started)
+        return {"round_trip_s": min(trips)}
+
+    def _alive(self) -> bool:
+        try:
+            self._session.get_function(_PING)("x")
+        except Exception:  # a broken connection shows in several classes; this one's only message is that it is broken
+            return False
+        return True
+
+    def _load(self, path: str) -> Any:
+        """The library on the device; a name is used once, as the loader gives a library it knows by its name."""
+        self._files += 1
+        name = f"{self._files}-{Path(path).name}"
+        self._session.upload(path, name)
+        module = self._session.load_module(name)
+        self._session.remove(name)
+        return module
+
+    def _time(self, library: str, arguments: str, calls: int, limit_s: float) -> dict[str, Any]:
+        """Runs ``kernel`` of the library on the device: once for what it computes, then ``calls`` times, one by one.
+
+        ``arguments``: the file that a builder wrote. A slow kernel is called less often, for about ``limit_s``.
+        """
+        module, device = self._load(library), self._session.device(self._kind)
+        with np.load(arguments, allow_pickle=False) as archive:
+            given = archive["x"], archive["weight"], archive["bias"]
+            reference = Reference(*given, archive["positions"], archive["values"])
+            output = np.full(tuple(archive["y"]), np.nan, np.float32)
+        tensors = tuple(self._tvm.runtime.tensor(value, device) for value in (*given, output))
+        module["kernel"](*tensors)
+        error = reference.error(tensors[-1].numpy())
+        first, _ = self._samples(module, device, tensors, _LEAST_CALLS)
+        count = max(min(calls, int(limit_s / max(*first, 1e-9))), _LEAST_CALLS)
+        samples, wall_s = self._samples(module, device, tensors, count)
+        return {"samples": samples, "wall_s": wall_s, "output_error": error}
+
+    def _samples(self, module: Any, device: Any, arguments: tuple[Any, ...], calls: int) -> tuple[list[float], float]:
+        timed = module.time_evaluator("kernel", device, number=1, repeat=calls)
+        started = time.perf_counter()
+        results = timed(*arguments).results
+        return [float(value) for value in results], time.perf_counter() - started
+
+    def _network(self, libraries: list[str], feeds: str, inputs: int, blocks: int, calls: int) -> dict[str, Any]:
+        """Times ``main`` of each library in turn, ``calls`` single calls at a time; samples are (library, block, call).
+
+        The clock runs on the device: a call's way through the connection is not in it.
+        """
+        device = self._session.device(self._kind)
+        with np.load(feeds, allow_pickle=False) as archive:
+            given = [self._tvm.runtime.tensor(archive[str(i)], device) for i in range(inputs)]
+        timed = []
+        for library in libraries:
+            machine = self._machine(self._load(library), device)
+            machine.set_input("main", *given)
+            warm = machine.time_evaluator("invoke_stateful", device, number=1, repeat=_WARM_UP_CALLS)
+            warm("main")
+            timed.append((machine, machine.time_evaluator("invoke_stateful", device, number=1, repeat=calls)))
+        samples: list[list[list[float]]] = [[] for _ in timed]
+        for _ in range(blocks):
+            for taken, (_machine, evaluator) in zip(samples, timed, strict=True):
+                taken.append([float(value) for value in evaluator("main").results])
+        return {"samples": samples}
+
+
+if __name__ == "__main__":
+    answer_all(start)
