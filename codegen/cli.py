@@ -18,6 +18,7 @@ from codegen.cli_options import duration_s, json_target, shapes
 from codegen.cli_run import run
 from codegen.cli_simulate import simulate
 from codegen.cli_streams import INTERRUPTED
+from codegen.runner.command import run_library
 from passes.errors import UsageError
 
 app = typer.Typer(
@@ -43,7 +44,8 @@ def lower(
     ] = None,
     config: Annotated[Path | None, Option(help="Options from this config.toml; others given here win.")] = None,
     target: Annotated[
-        str | None, Option("--target", help="asic, asic:rows=32,sram_kib=256, or my_chip.toml. [asic]")
+        str | None,
+        Option("--target", help="asic, asic:rows=32,sram_kib=256, my_chip.toml, cpu, or cpu:threads=2. [asic]"),
     ] = None,
     latency: Annotated[str | None, Option(help="Latency budget: 60%, 2.5ms, 120000cycles.")] = None,
     energy: Annotated[str | None, Option(help="Energy budget: 60%, 1.5mJ.")] = None,
@@ -75,6 +77,16 @@ def lower(
     margin: Annotated[
         float | None, Option(help="Relative gain below which a chain is not worth it. [the target's]")
     ] = None,
+    database: Annotated[
+        Path | None, Option(help="Trials of a tuned target: read from this file and added to it. [the user's cache]")
+    ] = None,
+    trials: Annotated[
+        int | None, Option(help="Schedules tried of each layer of a tuned target. [the effort's: 4, 8 or 32]")
+    ] = None,
+    rpc: Annotated[
+        str | None, Option(help="Measure on a farm of devices: HOST:PORT of its tracker. It knows no password.")
+    ] = None,
+    rpc_key: Annotated[str | None, Option(help="The devices' key at the tracker.")] = None,
     output: Annotated[Path | None, Option("--output", "-o", help="Folder for the result.")] = None,
     force: Annotated[bool, Option("--force", help="Replace the result in the output folder.")] = False,
     resume: Annotated[bool, Option("--resume", help="Go on with an interrupted run.")] = False,
@@ -110,6 +122,10 @@ def lower(
             "seed": seed,
             "shapes": shapes(shape) if shape else None,
             "margin": margin,
+            "database": database,
+            "trials": trials,
+            "rpc": rpc,
+            "rpc_key": rpc_key,
             "output": output,
             "dump_ir": dump_ir,
             "force": force or None,
@@ -129,6 +145,7 @@ def lower(
 
 
 app.command()(simulate)
+app.command("run")(run_library)
 app.command()(bench)
 
 

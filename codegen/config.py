@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from codegen.budget import Budget
 from codegen.dataset import split_source
 from codegen.toml_text import dumps
+from codegen.tune.options import TuningOptions
 from passes.core.cost import METRICS
 from passes.errors import InputError, UsageError
 
@@ -24,6 +25,8 @@ _OCCASION = frozenset({"output", "force", "resume", "dump_ir", "explain", "dry_r
 """Options of the occasion: they change what is said and where it goes, never the result."""
 _NEVER_SAVED = frozenset({"force", "resume", "dry_run"})
 
+_PATHS = ("model", "plan", "output", "dump_ir", "database")
+
 Dimension = Annotated[int, Field(ge=1)]
 
 
@@ -33,7 +36,8 @@ class LowerConfig(BaseModel):
     ``target``, ``calib`` and ``eval`` keep their written form (``chip.toml:rows=32``, ``load.py:function``).
     ``budgets``: metric -> text as on the command line. ``samples`` caps the calibration samples, None takes all.
     ``shapes`` binds inputs with symbolic dimensions. ``time_budget_s`` ends the search early with the best so far.
-    ``margin`` overrides the target's own relative noise margin.
+    ``margin`` overrides the target's own relative noise margin. ``database``, ``trials``, ``rpc`` and ``rpc_key`` are
+    for targets that are tuned: the file of trials, how many of a layer, and the tracker of a device farm.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -55,6 +59,10 @@ class LowerConfig(BaseModel):
     time_budget_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     seed: int = Field(default=0, ge=0)
     margin: float | None = Field(default=None, ge=0, lt=1)
+    database: Path | None = None
+    trials: int | None = Field(default=None, ge=1)
+    rpc: str | None = None
+    rpc_key: str | None = None
     output: Path | None = None
     force: bool = False
     resume: bool = False
@@ -66,6 +74,12 @@ class LowerConfig(BaseModel):
     def _consistent(self) -> LowerConfig:
         for metric, text in self.budgets.items():
             Budget.parse(metric, text)
+        if (self.rpc is None) != (self.rpc_key is None):
+            raise UsageError("--rpc and --rpc-key belong together: the tracker's HOST:PORT and the devices' key there")
+        if self.rpc is not None:
+            host, colon, port = self.rpc.rpartition(":")
+            if not (host and colon and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+                raise UsageError(f"--rpc {self.rpc!r}: write HOST:PORT")
         if self.force and self.resume:
             raise UsageError("--force starts over and --resume goes on: give one of them")
         return self
@@ -90,6 +104,10 @@ class LowerConfig(BaseModel):
             raise UsageError(f"{what}: {first['msg'].lower()}") from error
 
     @property
+    def tuning(self) -> TuningOptions:
+        return TuningOptions(self.database, self.trials, self.rpc, self.rpc_key, self.effort)
+
+    @property
     def parsed_budgets(self) -> tuple[Budget, ...]:
         """The budgets in the order of :data:`passes.core.cost.METRICS`."""
         return tuple(Budget.parse(metric, self.budgets[metric]) for metric in METRICS if metric in self.budgets)
@@ -101,7 +119,7 @@ class LowerConfig(BaseModel):
             return os.path.normpath(base / Path(path).expanduser())
 
         changes: dict[str, Any] = {}
-        for name in ("model", "plan", "output", "dump_ir"):
+        for name in _PATHS:
             if getattr(self, name) is not None:
                 changes[name] = Path(absolute(getattr(self, name)))
         for name in ("calib", "eval"):
@@ -141,7 +159,7 @@ class LowerConfig(BaseModel):
             return os.path.relpath(full, here) if full.is_relative_to(here.parent) else str(full)
 
         table: dict[str, Any] = self.resolved(Path.cwd()).model_dump(mode="json", exclude=set(_NEVER_SAVED))
-        for name in ("model", "plan", "output", "dump_ir"):
+        for name in _PATHS:
             if table[name] is not None:
                 table[name] = relative(table[name])
         for name in ("calib", "eval"):

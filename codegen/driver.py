@@ -19,13 +19,16 @@ from codegen.config import LowerConfig
 from codegen.dataset import Dataset, load
 from codegen.emission import Emission, EmissionRequest, as_emitted
 from codegen.events import Events, RecordingEvents
+from codegen.measurable import MeasurablePrices
 from codegen.plan_search import PlanSearch, formats_named, read_plan
 from codegen.report.build import Verification
+from codegen.report.numbers import quantity
 from codegen.result import InspectRow, LowerResult
 from codegen.results import NO_GAIN, Facts, write_results
 from codegen.search import Attempt
 from codegen.space import Selection
-from codegen.target import parse_target
+from codegen.target import Target, parse_target
+from codegen.tune.statistics import Ratio
 from codegen.verification import accuracies, verify_written
 from codegen.workspace import Workspace, check_output
 from passes import registry
@@ -57,7 +60,18 @@ def lower(config: LowerConfig, events: Events) -> LowerResult:
     run = RecordingEvents(events)
     _check_names(config)
     check_output(config.output, force=config.force, resume=config.resume)
-    target = parse_target(config.target)
+    target = parse_target(config.target).under(config.tuning)
+    try:
+        return _lower(config, target, run)
+    finally:
+        target.close()
+
+
+def _lower(config: LowerConfig, target: Target, run: RecordingEvents) -> LowerResult:
+    assert config.output is not None
+    for budget in config.parsed_budgets:
+        if budget.metric not in target.metrics:
+            raise UsageError(f"--{budget.metric}: nothing tells the {budget.metric} of {target.name}")
     with run.stage("read"):
         original = OnnxGraph.read(config.model, config.shapes)
         data = _data(config.calib, original, config)
@@ -73,11 +87,11 @@ def lower(config: LowerConfig, events: Events) -> LowerResult:
         with run.stage("canonicalize"):
             instruments = [] if config.dump_ir is None else [DumpIR(workspace.place(config.dump_ir))]
             network, canonical = run_checked(CANONICAL, original, one, instruments, run)
-        before = target.latency.network(original.workload())
         emitted = None
         if target.baseline is not None:
             with run.stage("emit the input roughly"):
                 emitted = target.baseline(config.model, original.input_shapes, config.seed, run)
+        before = target.latency.network(original.workload())  # after its layers were measured, where they are
         search = PlanSearch(config, target, network, data, before, emitted, run)
         made = _carry_through(search, original, evaluation, one, instruments, workspace)
         for _ in range(_CORRECTIONS):
@@ -86,7 +100,7 @@ def lower(config: LowerConfig, events: Events) -> LowerResult:
             made = _carry_through(search, original, evaluation, one, instruments, workspace)
         if made.emission.cost is None:
             search.by_price_alone()
-        harm = _harm(search.before, made.after)
+        harm = _harm(search.before, made.after, made.emission.comparison, not search.goals or "latency" in search.goals)
         if harm and not made.harm:
             run.warning(harm)
             made = _emitted(search, original, evaluation, workspace, replace(made, harm=harm))
@@ -140,10 +154,14 @@ def _carry_through(
         metrics = ("latency", *(m for m in search.budgets if m != "latency"))
         tidy = (FusePointwise(target.latency, metrics), DropDeadCode())
         rewritten, tidied = run_checked(tidy, factorized, one, instruments, run)
-        priced = target.latency.network(rewritten.workload())
-        harm = _harm(search.priced_before, priced)
-        if harm:
-            run.warning(harm)
+    if isinstance(target.latency, MeasurablePrices):
+        stages = [op.stage for op in rewritten.workload() if op.stage is not None]
+        if target.latency.measure(stages, run):
+            search.reprice()
+    priced = target.latency.network(rewritten.workload())
+    harm = _harm(search.priced_before, priced)
+    if harm:
+        run.warning(harm)
     notes = (*outcome.notes, *tidied.notes)
     made = _Made(found, rewritten, priced, priced, harm, _UNVERIFIED, Emission(), notes, ())
     return _emitted(search, original, evaluation, workspace, made)
@@ -167,6 +185,7 @@ def _emitted(
     )  # fmt: skip
     check = replace(check, binary=emission.check)
     after = as_emitted(priced, emission.cost)
+    search.rebase(emission.baseline)
     return replace(made, priced=priced, after=after, check=check, emission=emission, paths=paths)
 
 
@@ -176,7 +195,7 @@ _UNVERIFIED = Verification(False, None, None, 0)
 def inspect(config: LowerConfig, events: Events) -> list[InspectRow]:
     """What a run would do to each conv, linear and recurrent node, and why; computes no plan and writes nothing."""
     graph = OnnxGraph.read(config.model, config.shapes)
-    target = parse_target(config.target)
+    target = parse_target(config.target).under(config.tuning)
     PassManager(CANONICAL).run(graph)
     scan = graph.sites()
     formats = formats_named(config.formats, events)
@@ -191,7 +210,7 @@ def inspect(config: LowerConfig, events: Events) -> list[InspectRow]:
         if names:
             best = min(c.cost.latency for c in found[site.name])
             dense = found[site.name][0].cost.latency
-            text = f"{', '.join(names)}; down to {best / dense:.0%} of {dense:.0f} {target.latency.unit}"
+            text = f"{', '.join(names)}; down to {best / dense:.0%} of {quantity(dense, target.latency.unit)}"
             rows.append(InspectRow(site.name, site.op, "rewritable", text))
         else:
             rows.append(InspectRow(site.name, site.op, "kept", NO_GAIN))
@@ -230,11 +249,17 @@ def _digests(
     return {name: file_sha256(path) for name, path in files.items() if name not in sets} | sets
 
 
-def _harm(before: Cost, after: Cost) -> str:
-    """Why the rewritten network is no gain; empty when it is one."""
-    if after.latency > before.latency * (1 + 1e-9):
-        return (
-            f"the rewritten network would take {after.latency:.0f} {after.unit} where the input takes "
-            f"{before.latency:.0f}: the input is kept"
-        )
+def _harm(before: Cost, after: Cost, measured: Ratio | None = None, for_speed: bool = True) -> str:
+    """Why the rewritten network is no gain; empty when it is one.
+
+    ``measured``: its latency over the input's, from one run of both. It must be a gain beyond noise then where the
+    rewriting was ``for_speed``, and no loss beyond noise elsewhere.
+    """
+    took = f"{quantity(after.latency, after.unit)} where the input takes {quantity(before.latency, before.unit)}"
+    if measured is None:
+        slower = after.latency > before.latency * (1 + 1e-9)
+        return f"the rewritten network would take {took}: the input is kept" if slower else ""
+    if measured.loss if not for_speed else not measured.gain:
+        interval = f"{measured.low:.3f} to {measured.high:.3f} of it with {measured.confidence:.0%} confidence"
+        return f"the rewritten network takes {took}, {interval}: the input is kept"
     return ""

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from codegen.dataset import Dataset, random_inputs
 from codegen.events import Events
 from codegen.report.build import BinaryCheck
+from codegen.report.measurement import MeasurementReport
 from codegen.report.program import ProgramReport
+from codegen.tune.statistics import Ratio
 from codegen.tvm_build import Binary, NoBinary, build
 from codegen.tvm_check import check_binary
 from passes.core.cost import Cost
@@ -62,14 +64,18 @@ class Emission:
     """What an emitter made.
 
     ``artifacts``: kind -> file name in the output folder, None where it could not be made. ``cost``: what the emitted
-    files cost on the target, where that is known from themselves and not from the price list. ``program``: what is
-    to be said of an accelerator's program.
+    files cost on the target, where that is known from themselves and not from the price list; ``baseline``: what the
+    files of the network as it came cost, measured beside them, and ``comparison`` their latencies' ratio. ``program``:
+    what is to be said of an accelerator's program, ``measurement`` of a binary that was timed.
     """
 
     artifacts: dict[str, str | None] = field(default_factory=dict)
     check: BinaryCheck | None = None
     cost: Cost | None = None
     program: ProgramReport | None = None
+    baseline: Cost | None = None
+    comparison: Ratio | None = None
+    measurement: MeasurementReport | None = None
 
 
 def as_emitted(priced: Cost, emitted: Cost | None) -> Cost:
@@ -100,7 +106,7 @@ def emit_host_library(request: EmissionRequest, library: str = LIBRARY) -> Emiss
     with events.stage("check the binary"):
         limit = COARSE_RELATIVE_L2 if binary.coarse else RELATIVE_L2
         try:
-            feeds = _fitting(binary, request.samples)
+            feeds = fitting(binary, request.samples)
             found = check_binary(binary, request.model, feeds)
             if not found.within(limit, MAX_ABS):
                 raise VerificationError(
@@ -114,7 +120,7 @@ def emit_host_library(request: EmissionRequest, library: str = LIBRARY) -> Emiss
     return Emission({"binary": library}, check)
 
 
-def _fitting(binary: Binary, samples: Sequence[Feeds]) -> list[Feeds]:
+def fitting(binary: Binary, samples: Sequence[Feeds]) -> list[Feeds]:
     """The samples that the library takes; random ones of its shapes where it takes none of them."""
     fitting = [
         feeds for feeds in samples if all(np.shape(feeds[name]) == shape for name, shape in binary.bound.items())

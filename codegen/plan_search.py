@@ -14,13 +14,14 @@ from codegen.dataset import Dataset, random_inputs
 from codegen.emission import Emission, as_emitted
 from codegen.events import Events, RecordingEvents
 from codegen.memory import Memory
+from codegen.refinement import TUNING_EFFORTS, Refinement
 from codegen.search import Attempt, best_within_budgets, carry_out, fastest_within
 from codegen.space import EFFORTS, Selection, Space, build_space, calibration_count
 from codegen.target import Target
 from codegen.verification import walk_disagreement
 from codegen.walks import FeedsOf, batched, one_by_one
 from passes import registry
-from passes.core.cost import Cost
+from passes.core.cost import Cost, Kind
 from passes.correct import Choice
 from passes.errors import InputError
 from passes.onnx_graph import OnnxGraph
@@ -71,7 +72,8 @@ class PlanSearch:
         self.budgets = self._limits()
         # What the price list does not see of the network as it came, it will not see of the rewritten one.
         self.unseen = {m: self.before.metric(m) - before.metric(m) for m in ("latency", "energy")}
-        self.goals = {metric: limit - self.unseen.get(metric, 0.0) for metric, limit in self.budgets.items()}
+        self.goals = {metric: self._goal(metric, self.unseen.get(metric, 0.0)) for metric in self.budgets}
+        self.refinement = Refinement(TUNING_EFFORTS[config.effort], self._out_of_time, run)
         self.trace: list[dict[str, Any]] = []
         self.space: Space | None = None
         self.calibrated = data is not None
@@ -128,6 +130,7 @@ class PlanSearch:
                 self.effort,
                 self._out_of_time,
                 self.run_events,
+                self.refinement,
             )
             return attempt
         elif self.stepper is None:
@@ -138,13 +141,42 @@ class PlanSearch:
         else:
             assert feeds is not None
             attempt, self.trace = fastest_within(
-                self.space, solver, config.max_error, self.stepper, feeds, correction, self.effort, self.run_events
+                self.space,
+                solver,
+                config.max_error,
+                self.stepper,
+                feeds,
+                correction,
+                self.effort,
+                self.run_events,
+                self.refinement,
             )
             return attempt
         return carry_out(attempt, self.space, self.stepper, feeds, correction, self.run_events)
 
     def _limits(self) -> dict[str, float]:
         return {b.metric: b.limit(self.before, self.target.clock_hz) for b in self.config.parsed_budgets}
+
+    def _goal(self, metric: str, unseen: float) -> float:
+        """What the price list may say where the emitted files keep the budget.
+
+        A latency that is measured comes out a little differently each time, so half of the noise margin is kept free.
+        """
+        limit = self.budgets[metric]
+        if metric == "latency" and self.before.kind is Kind.MEASURED:
+            limit *= 1 - self.target.latency.margin / 2
+        return limit - unseen
+
+    def rebase(self, measured: Cost | None) -> None:
+        """Takes the network as it came for what was measured beside the rewritten one: that is the fairer number."""
+        if measured is not None:
+            self.before = as_emitted(self.priced_before, measured)
+            self.budgets = self._limits()
+
+    def reprice(self) -> None:
+        """After trials beyond those of the search: the report tells what the list says now."""
+        assert self.space is not None
+        self.space.reprice()
 
     def by_price_alone(self) -> None:
         """Takes the price list's view of the network as it came: the emitted files do not tell what they cost."""
@@ -159,8 +191,8 @@ class PlanSearch:
         for metric, limit in self.budgets.items():
             value = after.metric(metric)
             if emission.cost is not None and self.config.plan is None and value > limit * (1 + 1e-9):
-                unseen = value - priced.metric(metric)
-                self.goals[metric] = min(limit - unseen, self.goals[metric] - (value - limit))
+                goal = self._goal(metric, value - priced.metric(metric))
+                self.goals[metric] = min(goal, self.goals[metric] - (value - limit))
                 self.run_events.note(f"the emitted files' {metric} is {value / limit - 1:.2%} over: searching again")
                 over = True
         return over

@@ -122,6 +122,7 @@ def build_report(facts: Facts, artifacts: dict[str, str | None]) -> Report:
         ),
         warnings=tuple(facts.run.warnings),
         program=facts.emission.program,
+        measurement=facts.emission.measurement,
     )
 
 
@@ -200,7 +201,7 @@ def _layers(facts: Facts) -> list[Layer]:
                 dense.latency,
                 cost.latency,
                 dense.unit,
-                dense.kind,
+                dense.kind.weaker(cost.kind),
                 dense.macs,
                 cost.macs,
                 dense.params,

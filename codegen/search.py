@@ -14,6 +14,7 @@ from codegen.memory import (
     load_chains,
     save_chains,
 )
+from codegen.refinement import Refinement
 from codegen.space import Effort, Space, cores
 from codegen.walks import outputs_under, plain_chain, relative_error
 from codegen.weighting import Posterior, guess
@@ -124,18 +125,25 @@ def _carry_out(
 
 
 def affordable(
-    space: Space, solver: RankSolver, budgets: Mapping[str, float], errors: Mapping[str, float], effort: Effort
+    space: Space,
+    solver: RankSolver,
+    budgets: Mapping[str, float],
+    errors: Mapping[str, float],
+    effort: Effort,
+    refinement: Refinement | None = None,
 ) -> tuple[Attempt, list[dict[str, Any]]]:
     """Solves, prices the whole network, tightens the additive limits by what it missed, and solves again.
 
     The sum over layers and the price of the network differ where a target treats neighbours together. Ends when every
-    budget holds on the network, or is proven out of reach, or no further plan comes.
+    budget holds on the network, or is proven out of reach, or no further plan comes. With a ``refinement``, prices are
+    measured first where the plan depends on them.
     """
+    measured = refinement is not None and refinement.settle(space, solver, budgets, errors, effort.solver_s)
     limits = dict(budgets)
     trace: list[dict[str, Any]] = []
     best: Attempt | None = None
     for _ in range(8):
-        problem = space.problem(limits, errors)
+        problem = space.problem(limits, errors, measured)
         plan = solver.solve(problem, effort.solver_s)
         choices = space.choices(problem, plan.picks)
         cost = space.price(choices)
@@ -176,6 +184,7 @@ def best_within_budgets(
     effort: Effort,
     out_of_time: Callable[[], bool],
     events: Events,
+    refinement: Refinement | None = None,
 ) -> tuple[Attempt, list[dict[str, Any]]]:
     """Plans under several weightings of the sites' errors, each carried out; the one that loses least stays.
 
@@ -208,7 +217,7 @@ def best_within_budgets(
         new: dict[str, tuple[Attempt, dict[str, Any]]] = {}
         for note, weights in weightings.items():
             with events.stage("choose ranks"):
-                attempt, turns = affordable(space, solver, budgets, weights, effort)
+                attempt, turns = affordable(space, solver, budgets, weights, effort, refinement)
             trace.extend(turns)
             name = attempt_name(attempt.choices, correction is not None)
             if name not in tried and name not in new:
@@ -259,6 +268,7 @@ def fastest_within(
     correction: Correction | None,
     effort: Effort,
     events: Events,
+    refinement: Refinement | None = None,
 ) -> tuple[Attempt, list[dict[str, Any]]]:
     """The fastest plan whose outputs stay within ``max_error`` (relative L2) of the original's on ``feeds``.
 
@@ -274,7 +284,7 @@ def fastest_within(
     with events.stage("search within the error", 7):
         for probe in range(7):
             middle = low + (high - low) / 2 if probe else low + (high - low) * 0.6
-            attempt, _ = affordable(space, solver, {"latency": middle * full}, {}, effort)
+            attempt, _ = affordable(space, solver, {"latency": middle * full}, {}, effort, refinement)
             attempt = carry_out(attempt, space, stepper, feeds, correction, events)
             within = attempt.relative_l2 <= max_error
             trace.append(

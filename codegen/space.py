@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 
 from codegen.events import Events
+from codegen.measurable import MeasurablePrices
 from codegen.memory import (
     Forgetful,
     Memory,
@@ -20,7 +21,7 @@ from codegen.memory import (
 )
 from codegen.walks import head, outputs_under, relative_error, whitened_chain
 from passes import registry
-from passes.core.cost import METRICS, Cost, LatencyModel, OpWork
+from passes.core.cost import METRICS, Cost, Kind, LatencyModel, OpWork, StageWork
 from passes.core.factor import FactorFormat, Rank
 from passes.core.metric import OutputMetric
 from passes.core.moments import Moments
@@ -29,7 +30,7 @@ from passes.correct import Choice, Correction
 from passes.graph import Note
 from passes.onnx_graph import OnnxGraph
 from passes.onnx_stepper import Feeds, Stepper
-from passes.ranks.candidates import Candidate, candidates, chain_works
+from passes.ranks.candidates import Candidate, candidates, chain_works, dense_work
 from passes.ranks.problem import Option, RankProblem, SiteOptions, undominated
 from passes.sensitivity import ScoredSite, moments_by_site, output_metric, reactions, score
 
@@ -79,9 +80,12 @@ PROBE_ERROR = 0.15
 """The relative error at which a site's sensitivity is measured: what a site loses at half its latency."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Space:
-    """What the solver chooses from, on one network and one target."""
+    """What the solver chooses from, on one network and one target.
+
+    ``scored`` and ``baseline`` hold prices: where the target's list has moved, :meth:`reprice` brings them up to date.
+    """
 
     sites: tuple[Site, ...]
     scored: dict[str, ScoredSite]
@@ -93,8 +97,11 @@ class Space:
     metrics: dict[str, OutputMetric] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
 
-    def problem(self, budgets: Mapping[str, float], errors: Mapping[str, float]) -> RankProblem:
-        """The rank problem; ``errors`` scales the error of each site's candidates."""
+    def problem(self, budgets: Mapping[str, float], errors: Mapping[str, float], measured: bool = False) -> RankProblem:
+        """The rank problem; ``errors`` scales the error of each site's candidates.
+
+        ``measured`` leaves out chains of which a stage was not measured.
+        """
         metrics = tuple(METRICS)
         sites = []
         dense = dict.fromkeys(METRICS, 0.0)
@@ -102,6 +109,8 @@ class Space:
             scored = self.scored[site.name]
             options = []
             for index, candidate in enumerate(scored.candidates):
+                if measured and index and candidate.cost.kind is not Kind.MEASURED:
+                    continue
                 costs = {m: candidate.cost.metric(m) for m in METRICS}
                 error = float(scored.relative[index]) * errors.get(site.name, 1.0)
                 options.append(Option(candidate.name, candidate.rank, costs, error))
@@ -121,6 +130,34 @@ class Space:
             out[site.site] = Choice(candidate.format, candidate.rank)
         return out
 
+    def reprice(self) -> None:
+        """Gives candidates and baseline the prices that the list has now; problems made before keep theirs."""
+        works = {
+            name: [self.works(name, c.name, c.rank) for c in scored.candidates] for name, scored in self.scored.items()
+        }
+        prices = iter(self.model.chains([work for each in works.values() for work in each]))
+        for name, scored in self.scored.items():
+            candidates = tuple(
+                replace(
+                    candidate,
+                    cost=replace(
+                        candidate.cost,
+                        latency=price.latency,
+                        energy_pj=price.energy_pj,
+                        dram_bytes=price.dram_bytes,
+                        kind=price.kind,
+                    ),
+                )
+                for candidate, price in zip(scored.candidates, prices, strict=False)
+            )
+            self.scored[name] = replace(scored, candidates=candidates)
+        self.baseline = self.model.network(self.ops)
+
+    def works(self, site: str, format: str, rank: Rank) -> tuple[StageWork, ...]:
+        """The stages of a chain at a site; of the layer as it is for "dense"."""
+        place = next(s for s in self.sites if s.name == site)
+        return (dense_work(place),) if format == "dense" else chain_works(place, registry.FORMATS.load(format), rank)
+
     def candidate(self, site: str, format: str, rank: Rank) -> Candidate:
         for candidate in self.scored[site].candidates:
             if (candidate.name, candidate.rank) == (format, rank):
@@ -135,8 +172,7 @@ class Space:
 
     def single(self, site: str, format: str, rank: Rank) -> Cost:
         """The cost of one chain at a site, whether it is a candidate or not."""
-        place = next(s for s in self.sites if s.name == site)
-        works = chain_works(place, registry.FORMATS.load(format), rank)
+        works = self.works(site, format, rank)
         return replace(self.model.chains([works])[0], macs=sum(w.macs for w in works))
 
     def price(self, choices: Mapping[str, Choice]) -> Cost:
@@ -243,14 +279,19 @@ def build_space(
     events: Events,
     memory: Memory,
 ) -> Space:
-    """Sites, candidates, prices and errors of a network. Without ``feeds`` the errors are those of the weights."""
+    """Sites, candidates, prices and errors of a network. Without ``feeds`` the errors are those of the weights.
+
+    Where prices are measured as the search goes on, the candidates are chosen by their outline: that is the same for
+    every state of the measurements, so that a search which is repeated finds what it measured.
+    """
     scan = graph.sites()
     sites, notes = selection.of(scan.sites)
     ops = graph.workload()
     width = {op.name: op.weight_bytes // op.weight_params for op in ops if op.weight_params}
+    outline = model.outline() if isinstance(model, MeasurablePrices) else model
     with events.stage("price candidates"):
         found = candidates(
-            sites, formats, model, {s.name: width.get(s.name, 4) for s in sites}, margin=selection.margin
+            sites, formats, outline, {s.name: width.get(s.name, 4) for s in sites}, margin=selection.margin
         )
         baseline = model.network(ops)
     space = Space(tuple(sites), {}, ops, model, baseline, (*scan.kept, *notes), memory=memory)
@@ -261,7 +302,10 @@ def build_space(
         scores = _measure(space, found, stepper, feeds, effort, correction, events)
         save_scores(memory, scores)
     scored, metrics, weights = scores
-    return replace(space, scored=scored, metrics=metrics, weights=weights)
+    space = replace(space, scored=scored, metrics=metrics, weights=weights)
+    if outline is not model:
+        space.reprice()
+    return space
 
 
 def _measure(

@@ -17,7 +17,8 @@ from typing import Any, Protocol
 from accel_sim.spec_file import presets
 from codegen.emission import Emission, EmissionRequest
 from codegen.events import Events
-from passes.core.cost import Cost, LatencyModel
+from codegen.tune.options import TuningOptions
+from passes.core.cost import METRICS, Cost, LatencyModel
 from passes.errors import UsageError
 from passes.registry import Registry
 
@@ -27,13 +28,18 @@ Baseline = Callable[[Path, Mapping[str, tuple[int, ...]], int, Events], Cost | N
 """(model, concrete input shapes, seed, events) -> what the files emitted for it would cost; None: no telling."""
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True, eq=False)
 class Target:
     """A resolved target. ``name`` as it was written; ``spec`` as JSON values; ``latency`` its price list.
 
     ``clock_hz`` converts between cycles and seconds, None where there is no one clock. ``versions``: package -> version
     of everything that can change a result on it. ``baseline``: what the emitted files of the network as it came would
-    cost, where such files have a cost of their own.
+    cost, where such files have a cost of their own. ``metrics``: what budgets may limit. ``tuned``: the same target
+    under a run's options of tuning, None for one that is not tuned. ``close`` ends what it has running.
     """
 
     name: str
@@ -43,6 +49,17 @@ class Target:
     clock_hz: float | None
     versions: dict[str, str]
     baseline: Baseline | None = None
+    metrics: tuple[str, ...] = METRICS
+    tuned: Callable[[TuningOptions], Target] | None = None
+    close: Callable[[], None] = _nothing
+
+    def under(self, options: TuningOptions) -> Target:
+        """The target of a run with these options. UsageError for options of tuning where nothing is tuned."""
+        if self.tuned is not None:
+            return self.tuned(options)
+        if options.named:
+            raise UsageError(f"{', '.join(options.named)}: the target {self.name} is not tuned")
+        return self
 
 
 class TargetMaker(Protocol):
@@ -56,7 +73,11 @@ class TargetMaker(Protocol):
 
 
 TARGETS: Registry[TargetMaker] = Registry(
-    "target", "rankc.targets", {"asic": "codegen.asic_target:AsicTarget"}, instantiate=True, members=("name", "make")
+    "target",
+    "rankc.targets",
+    {"asic": "codegen.asic_target:AsicTarget", "cpu": "codegen.cpu_target:CpuTarget"},
+    instantiate=True,
+    members=("name", "make"),
 )
 
 

@@ -16,6 +16,7 @@ import jsonschema
 from passes.core.cost import Cost, Kind
 
 if TYPE_CHECKING:
+    from codegen.report.measurement import MeasurementReport
     from codegen.report.program import ProgramReport
 
 SCHEMA_VERSION = 1
@@ -187,6 +188,7 @@ class Report:
     notes: tuple[NoteRow, ...] = ()
     warnings: tuple[str, ...] = ()
     program: ProgramReport | None = None
+    measurement: MeasurementReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values, validated against the published schema.

@@ -136,6 +136,8 @@ def print_report(report: dict[str, Any], *, explain: bool = False, stream: TextI
     console.print(_summary(report))
     if report["program"] is not None:
         _print_program(console, report["program"])
+    if report["measurement"] is not None:
+        _print_measurement(console, report["measurement"])
     error = report["output_error"]
     if error["relative_l2"] is not None:
         text = f"output error {error['relative_l2']:.3g} (relative L2, {error['samples']} samples, {error['data']})"
@@ -164,6 +166,32 @@ def _print_program(console: Console, program: dict[str, Any]) -> None:
         parts.append(f"on the host: {', '.join(call['name'] for call in program['host'])}")
     if parts:
         console.print(escape("  ".join(parts)), highlight=False)
+
+
+def _print_measurement(console: Console, measured: dict[str, Any]) -> None:
+    console.print()
+    table = Table("timed in one process", box=None, pad_edge=False, header_style="bold")
+    for column in ("latency", "of the input's", "interval", "calls"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for contender in measured["contenders"]:
+        interval = (
+            "-" if contender["low"] is None else f"{100 * contender['low']:.1f} - {100 * contender['high']:.1f} %"
+        )
+        table.add_row(
+            contender["name"],
+            quantity(contender["seconds"], "s"),
+            "-" if contender["ratio"] is None else f"{100 * contender['ratio']:.1f} %",
+            interval,
+            str(contender["calls"]),
+        )
+    console.print(table)
+    threads = "1 thread" if measured["threads"] == 1 else f"{measured['threads']} threads"
+    text = f"{threads}; predicted {quantity(measured['predicted_s'], 's')}; {measured['trials']} trials in this run"
+    text += f", {measured['failed']} of them failed" if measured["failed"] else ""
+    text += f", {measured['from_database']} of the binary's kernels needed none; {measured['database']}"
+    console.print(escape(text), highlight=False)
+    if measured["untuned"]:
+        console.print(escape(f"never tuned: {'; '.join(measured['untuned'])}"), highlight=False)
 
 
 def _summary(report: dict[str, Any]) -> Table:

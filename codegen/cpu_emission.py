@@ -1,0 +1,166 @@
+"""What is deployed on a processor: the network's binary with the tuned schedules, timed beside that of the input."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from codegen.cpu_latency import CpuLatency
+from codegen.cpu_trials import DeviceTrials
+from codegen.dataset import random_inputs
+from codegen.emission import (
+    COARSE_RELATIVE_L2,
+    LIBRARY,
+    MAX_ABS,
+    RELATIVE_L2,
+    Emission,
+    EmissionRequest,
+    Feeds,
+    fitting,
+)
+from codegen.events import Events
+from codegen.library_timing import time_side_by_side
+from codegen.report.build import BinaryCheck
+from codegen.report.measurement import Contender, MeasurementReport
+from codegen.tune.device import Device
+from codegen.tune.statistics import ratio, summary
+from codegen.tune.workload import Workload
+from codegen.tvm_build import Binary, NoBinary, build
+from codegen.tvm_check import check_binary
+from passes.core.cost import Cost, Kind
+from passes.errors import UnsupportedError, VerificationError
+from passes.onnx_graph import OnnxGraph
+
+Array = NDArray[Any]
+
+CONFIDENCE = 0.95
+_DENSE, _REWRITTEN = "tuned binary of the input", "tuned binary of the result"
+_DENSE_ORT, _REWRITTEN_ORT = "onnxruntime on the input", "onnxruntime on the result"
+
+
+class CpuEmitter:
+    """Emits for ``device``; ``here``: its code runs on this host. One per run: it keeps the input's binary."""
+
+    def __init__(self, device: Device, prices: CpuLatency, trials: DeviceTrials, here: bool) -> None:
+        self.device, self.here = device, here
+        self._prices, self._trials = prices, trials
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._dense: Binary | None = None
+
+    def close(self) -> None:
+        """Ends the measuring processes and removes the input's binary."""
+        self._trials.close()
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def baseline(self, model: Path, shapes: Mapping[str, tuple[int, ...]], seed: int, events: Events) -> Cost | None:
+        """Tunes and builds the network as it came, and times it; None where the device is not this host.
+
+        Raises UnsupportedError with the node, for a network that has no binary.
+        """
+        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="rankc-")
+        graph = OnnxGraph.read(model, {name: tuple(shape) for name, shape in shapes.items()})
+        self._prices.measure([op.stage for op in graph.workload() if op.stage is not None], events)
+        self._dense = self._built(model, Path(self._folder.name) / LIBRARY, shapes, events)
+        if not self.here:
+            return None
+        feeds = next(iter(random_inputs(graph.inputs, shapes, 1, seed).batches(1)))
+        with events.stage("time the input"):
+            samples = time_side_by_side({_DENSE: self._dense.library}, {}, feeds, self.device.threads)
+        return _cost(samples[_DENSE])
+
+    def __call__(self, request: EmissionRequest) -> Emission:
+        """Writes model.so, checks it against onnxruntime and times it; see :meth:`baseline` for errors.
+
+        VerificationError where the binary does not compute what onnxruntime computes.
+        """
+        events = request.events
+        binary = self._built(request.model, request.folder / LIBRARY, request.shapes, events)
+        if not self.here:
+            events.warning(f"{LIBRARY} is for {self.device.model} and was not run: its latency is estimated")
+            return Emission({"binary": LIBRARY})
+        feeds = fitting(binary, request.samples)
+        with events.stage("check the binary"):
+            check = self._check(binary, request.model, feeds)
+        assert self._dense is not None, "the input is compiled before any result"
+        with events.stage("time the binaries"):
+            samples = time_side_by_side(
+                {_DENSE: self._dense.library, _REWRITTEN: binary.library},
+                {_DENSE_ORT: request.original, _REWRITTEN_ORT: request.model},
+                feeds[0],
+                self.device.threads,
+            )
+        gained = ratio(samples[_REWRITTEN], samples[_DENSE], CONFIDENCE)
+        report = self._report(request, binary, samples)
+        return Emission(
+            {"binary": LIBRARY},
+            check,
+            _cost(samples[_REWRITTEN]),
+            baseline=_cost(samples[_DENSE]),
+            comparison=gained,
+            measurement=report,
+        )
+
+    def _built(self, model: Path, library: Path, shapes: Mapping[str, tuple[int, ...]], events: Events) -> Binary:
+        """The binary with the best schedules known; layers of it that were never tuned are, and it is built again."""
+        binary = self._compiled(model, library, shapes, events)
+        untuned = self._trials.wanting([Workload.parse(used.key) for used in binary.workloads if not used.tuned])
+        if untuned and self._trials.make(untuned, events):
+            binary = self._compiled(model, library, shapes, events)
+        for note in binary.notes:
+            events.note(f"{model.name}: {note}")
+        return binary
+
+    def _compiled(self, model: Path, library: Path, shapes: Mapping[str, tuple[int, ...]], events: Events) -> Binary:
+        with events.stage("compile"):
+            made = build(model, library, shapes, device=self.device, schedules=self._trials.schedules(), bind=True)
+        if isinstance(made, NoBinary):
+            raise UnsupportedError(f"{model.name}: {made.reason}")
+        return made
+
+    def _check(self, binary: Binary, model: Path, feeds: Sequence[Feeds]) -> BinaryCheck:
+        limit = COARSE_RELATIVE_L2 if binary.coarse else RELATIVE_L2
+        found = check_binary(binary, model, feeds)
+        if not found.within(limit, MAX_ABS):
+            raise VerificationError(
+                f"{LIBRARY} differs from model.onnx in onnxruntime by {found.relative_l2:.2g} (relative L2), "
+                f"at most {limit:g} was expected"
+            )
+        return BinaryCheck(found.relative_l2, found.max_abs, found.samples, dict(binary.bound))
+
+    def _report(self, request: EmissionRequest, binary: Binary, samples: Mapping[str, Array]) -> MeasurementReport:
+        ops = OnnxGraph.read(request.model, dict(request.shapes)).workload()
+        used = [Workload.parse(layer.key) for layer in binary.workloads]
+        tally = self._trials.tally
+        return MeasurementReport(
+            self.device.key,
+            self.device.threads,
+            CONFIDENCE,
+            tuple(_contender(name, times, samples[_DENSE]) for name, times in samples.items()),
+            self._prices.network(ops).latency,
+            str(self._trials.database.path),
+            tally.made,
+            tally.failed,
+            len({w for w in used if w not in tally.tuned}),
+            tuple(layer.key for layer in binary.workloads if not layer.tuned),
+            binary.notes,
+        )
+
+
+def _cost(samples: Array) -> Cost:
+    return Cost(latency=summary(samples.ravel().tolist()).seconds, unit="s", kind=Kind.MEASURED)
+
+
+def _contender(name: str, samples: Array, dense: Array) -> Contender:
+    found = summary(samples.ravel().tolist())
+    plain = Contender(name, found.seconds, found.p10, found.median, samples.size)
+    if name == _DENSE:
+        return plain
+    against = ratio(samples, dense, CONFIDENCE)
+    return replace(plain, ratio=against.value, low=against.low, high=against.high)
