@@ -40,7 +40,7 @@ class Stopping:
 
     trials: int
     patience: int | None = None
-    attainable: float = 0.97
+    attainable: float = 0.985
 
     @property
     def waits(self) -> int:
