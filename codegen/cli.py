@@ -18,6 +18,7 @@ from codegen.cli_options import duration_s, json_target, shapes
 from codegen.cli_run import run
 from codegen.cli_simulate import simulate
 from codegen.cli_streams import INTERRUPTED
+from codegen.cli_tune import tune
 from codegen.runner.command import run_library
 from passes.errors import UsageError
 
@@ -145,6 +146,7 @@ def lower(
 
 
 app.command()(simulate)
+app.command()(tune)
 app.command("run")(run_library)
 app.command()(bench)
 

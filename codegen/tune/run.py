@@ -35,7 +35,7 @@ SPACES = ("templates", "metaschedule", "evolutionary")
 
 @dataclass(frozen=True)
 class TuneConfig:
-    """``models``: networks (.onnx) whose conv and linear layers are tuned; none: ``merge`` and ``compact`` alone are done.
+    """``models``: networks (.onnx) whose conv and linear layers are tuned; none: only ``merge`` and ``compact``.
 
     ``shapes`` binds inputs with symbolic dimensions. ``space``: where schedules come from, one of :data:`SPACES`.
     ``patience``: trials without a gain after which a layer has enough, None for half of its trials. ``merge``:
