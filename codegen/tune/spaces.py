@@ -6,60 +6,56 @@ computed in vain where tiles do not divide the layer, and what moving values in 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import lru_cache
+
 from codegen.tune.device import Device
 from codegen.tune.schedule import Schedule
 from codegen.tune.spaces_cost import convolution_cycles, linear_cycles
 from codegen.tune.spaces_plane import Plane
 from codegen.tune.workload import Workload
+from passes.core.cost import StageWork
 
-_ROW_TILES = (1, 2, 3, 4, 7, 8)
-_CHANNEL_TILES = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16)
+_MOST = 400
+"""Schedules of a space: the model is not that wrong."""
+
+_ROWS = (1, 2, 3, 4, 5, 6, 7, 8)
 
 
 def templates(workload: Workload, device: Device) -> tuple[str, ...]:
     """Names of the templates that take ``workload``; () where only TVM's own legalization does."""
+    if workload.dtype != "float32" or device.target.get("kind") != "llvm":
+        return ()
     plane = Plane.of(workload)
     if plane is None:
         return ("dense",) if workload.work.geometry.ndim == 0 else ()
-    return ("rows", "channels")
+    return ("depthwise",) if plane.is_depthwise and plane.oc == 1 else ("rows", "channels")
 
 
 def default(workload: Workload, device: Device) -> Schedule:
-    """The schedule that needs no trial."""
+    """The schedule that needs no trial; ``Schedule("plain")`` where no template takes ``workload``."""
     return space(workload, device)[0]
 
 
 def space(workload: Workload, device: Device) -> list[Schedule]:
-    """All schedules worth a trial, the most promising first."""
-    plane = Plane.of(workload)
-    priced: list[tuple[float, Schedule]] = []
-    if plane is None:
-        work = workload.work
-        for oc in (device.lanes // 2, device.lanes, 2 * device.lanes, 4 * device.lanes, 8 * device.lanes):
-            for tw in sorted({min(work.batch, t) for t in (1, 2, 3, 4, 5, 6, 8, 10, 12)}):
-                schedule = Schedule.of("dense", oc=oc, tw=tw, unroll=0)
-                priced.append((linear_cycles(work, schedule, device), schedule))
-    else:
-        for schedule in _tiles(plane, device):
-            priced.append((convolution_cycles(plane, schedule, device), schedule))
-    priced.sort(key=lambda pair: pair[0])
-    return [schedule for _, schedule in priced]
+    """All schedules worth a trial, the most promising first; never empty."""
+    return list(_space(workload, device.lanes, device.vector_registers, templates(workload, device), _Key(device)))
 
 
 def adapted(schedule: Schedule, of: Workload, to: Workload, device: Device) -> Schedule | None:
-    """``schedule``, good for ``of``, made to fit ``to``; None where its template does not take ``to``."""
+    """``schedule``, good for ``of``, made to fit ``to``: the one of the same template whose tiles are most alike.
+
+    None where the template does not take ``to``.
+    """
     if schedule.template not in templates(to, device):
-        return None
-    same = [s for s in space(to, device) if s.template == schedule.template]
-    if not same:
         return None
     wanted = dict(schedule.params)
 
     def distance(other: Schedule) -> float:
-        mine = dict(other.params)
-        return sum(_apart(wanted.get(name, value), value) for name, value in mine.items())
+        return sum(_apart(wanted.get(name, 0), value) for name, value in other.params)
 
-    return min(same, key=distance)
+    same = [s for s in space(to, device) if s.template == schedule.template]
+    return min(same, key=distance) if same else None
 
 
 def _apart(a: int | str, b: int | str) -> float:
@@ -68,28 +64,91 @@ def _apart(a: int | str, b: int | str) -> float:
     return 0.0 if a == b else 1.0
 
 
-def _tiles(plane: Plane, device: Device) -> list[Schedule]:
-    high, wide = plane.out
+class _Key:
+    """Hands a device through a cache that looks at the other arguments only."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@lru_cache(maxsize=512)
+def _space(
+    workload: Workload, lanes: int, registers: int, names: tuple[str, ...], key: _Key
+) -> tuple[Schedule, ...]:
+    del lanes, registers
+    device = key.device
+    if not names:
+        return (Schedule("plain"),)
+    plane = Plane.of(workload)
+    if plane is None:
+        work = workload.work
+        priced = [(linear_cycles(work, s, device), s) for s in _dense(work, device)]
+    else:
+        found = _depthwise(plane, device) if "depthwise" in names else _direct(plane, device)
+        priced = [(convolution_cycles(plane, s, device), s) for s in found]
+    priced.sort(key=lambda pair: pair[0])
+    return tuple(schedule for _, schedule in priced[:_MOST])
+
+
+def _direct(plane: Plane, device: Device) -> Iterator[Schedule]:
+    flat = {"flat": 1} if plane.is_pointwise and plane.size[0] > 1 else {}
+    seen = plane.flattened() if flat else plane
+    high, wide = seen.out
+    lanes, most = device.lanes, device.vector_registers - 2
+    orders = ("f", "y") if high > 1 else ("f",)
+    unrolls = (1, 2) if plane.kernel[0] > 1 else (1,)
+    phases: list[dict[str, int]] = [{"phases": 1}] if plane.strides[1] > 1 else [{}]
+    widths = [w for w in (lanes // 4, lanes // 2, lanes, 2 * lanes) if w >= 4]
+    for order in orders:
+        for unroll in unrolls:
+            base = {"order": order, "unroll": unroll, **flat}
+            for th in sorted({min(high, t) for t in _ROWS}):
+                for tw in widths:
+                    for oc in _channel_tiles(plane.oc, max(1, most * lanes // (th * max(tw, lanes)))):
+                        for extra in phases:
+                            yield Schedule.of("rows", oc=oc, th=th, tw=tw, **base, **extra)
+                for tw in _position_tiles(wide, most // th):
+                    for oc in _lane_tiles(plane.oc, lanes, most // (th * tw)):
+                        yield Schedule.of("channels", oc=oc, th=th, tw=tw, **base)
+
+
+def _channel_tiles(channels: int, most: int) -> list[int]:
+    """Tiles of at most 16 channels that waste little: what ``channels`` gives when cut into equal parts."""
+    tiles = {-(-channels // parts) for parts in range(1, channels + 1)}
+    return sorted(t for t in tiles if t <= min(most, 16))
+
+
+def _position_tiles(wide: int, most: int) -> list[int]:
+    """Tiles of positions that waste little: what ``wide`` gives when cut into equal parts."""
+    tiles = {-(-wide // parts) for parts in range(1, wide + 1)}
+    return sorted(t for t in tiles if t <= min(most, 24))
+
+
+def _lane_tiles(channels: int, lanes: int, most: int) -> list[int]:
+    """Tiles of one to ``most`` vectors of channels, or of half and a quarter of one where there are few channels."""
+    whole = [lanes * n for n in (1, 2, 3, 4) if n <= most and (n == 1 or channels > lanes * (n - 1))]
+    return [lanes // n for n in (4, 2) if lanes // n >= max(4, channels)] + whole
+
+
+def _depthwise(plane: Plane, device: Device) -> Iterator[Schedule]:
     lanes = device.lanes
-    unroll = 1 if plane.kernel != (1, 1) else 0
-    found = []
-    rows = sorted({min(high, t) for t in _ROW_TILES})
-    widths = sorted({w for w in (lanes // 4, lanes // 2, lanes, 2 * lanes, 3 * lanes, 4 * lanes) if w >= 4})
-    phases = {"phases": 1} if plane.strides[1] > 1 else {}
-    for oc in sorted({min(plane.oc, t) for t in _CHANNEL_TILES}):
-        for th in rows:
-            for tw in widths:
-                found.append(Schedule.of("rows", oc=oc, th=th, tw=tw, order="f", unroll=unroll, **phases))
-    for oc in sorted({lanes // 2, lanes, 2 * lanes, 3 * lanes, 4 * lanes}):
-        for th in rows:
-            for tw in sorted({min(wide, t) for t in (*range(1, 17), 20, 24)}):
-                found.append(Schedule.of("channels", oc=oc, th=th, tw=tw, order="f", unroll=unroll))
-    most = device.vector_registers - 2
-    return [s for s in found if _accumulators(s, lanes) <= most]
+    phases: tuple[dict[str, int], ...] = ({"phases": 1}, {}) if plane.strides[1] > 1 else ({},)
+    for th in sorted({min(plane.out[0], t) for t in (1, 2, 3, 4, 5, 6, 8)}):
+        for tw in [w for w in (lanes // 4, lanes // 2, lanes, 2 * lanes) if w >= 4]:
+            for extra in phases:
+                yield Schedule.of("depthwise", oc=1, th=th, tw=tw, order="f", unroll=3, **extra)
 
 
-def _accumulators(schedule: Schedule, lanes: int) -> int:
-    p = schedule
-    if p.template == "rows":
-        return int(p["oc"] * p["th"] * -(-p["tw"] // lanes))
-    return int(p["th"] * p["tw"] * -(-p["oc"] // lanes))
+def _dense(work: StageWork, device: Device) -> Iterator[Schedule]:
+    lanes, most = device.lanes, device.vector_registers - 3
+    for vectors in (1, 2, 3, 4, 6, 8):
+        if vectors > 1 and work.out_channels <= lanes * (vectors - 1):
+            continue
+        for tw in _position_tiles(work.batch, most // vectors):
+            yield Schedule.of("dense", oc=lanes * vectors, tw=tw, unroll=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from codegen.tune.workload import Workload
 
@@ -59,6 +59,10 @@ class Plane:
         """Rows and columns of padded input that ``out`` output rows and columns read."""
         reach = self.reach
         return (out[0] - 1) * self.strides[0] + reach[0], (out[1] - 1) * self.strides[1] + reach[1]
+
+    def flattened(self) -> Plane:
+        """A pointwise convolution with all its positions in one row."""
+        return replace(self, size=(1, self.size[0] * self.size[1]))
 
     @property
     def is_depthwise(self) -> bool:

@@ -14,6 +14,7 @@ from passes.graph import Note
 TEMPLATES: dict[str, Callable[[Anchored, Device], None]] = {
     "rows": direct.schedule_rows,
     "channels": direct.schedule_channels,
+    "depthwise": direct.schedule_depthwise,
     "dense": direct.schedule_dense,
 }
 

@@ -20,8 +20,7 @@ def schedule_rows(a: Anchored, device: Device) -> None:
     xo, xi = s.split(x, [None, int(p["tw"])])
     outer = [n, fo, yo, xo] if p["order"] == "f" else [n, yo, fo, xo]
     s.reorder(*outer, rc, ry, rx, fi, yi, xi)
-    _finish(a, device, outer, [rc, ry, rx], [fi, yi], xi)
-    _output(a, vector=-1, unrolled=2)
+    _finish(a, outer, [rc, ry, rx], [fi, yi], xi, pad_at=yo if p["order"] == "y" else n)
 
 
 def schedule_channels(a: Anchored, device: Device) -> None:
@@ -32,35 +31,18 @@ def schedule_channels(a: Anchored, device: Device) -> None:
     xo, xi = s.split(x, [None, int(p["tw"])])
     outer = [n, fo, yo, xo] if p["order"] == "f" else [n, yo, fo, xo]
     s.reorder(*outer, rc, ry, rx, yi, xi, fi)
-    _finish(a, device, outer, [rc, ry, rx], [yi, xi], fi)
-    _output(a, vector=-1, unrolled=2)
+    _finish(a, outer, [rc, ry, rx], [yi, xi], fi, pad_at=yo if p["order"] == "y" else n)
 
 
-def _finish(a: Anchored, device: Device, outer: list[Loop], reduced: list[Loop], tile: list[Loop], lanes: Loop) -> None:
+def schedule_depthwise(a: Anchored, device: Device) -> None:
+    """One channel after the other, its padded image in the nearest cache; all taps are unrolled."""
     s, p = a.sketch, dict(a.schedule.params)
-    s.reverse_compute_at(a.last, outer[-1])
-    if a.pad is not None:
-        s.compute_at(a.pad, outer[1] if p["order"] == "y" else outer[0])
-        vectorize_last(s, a.pad, device)
-    s.vectorize(lanes)
-    for loop in tile:
-        s.unroll(loop)
-    for loop in reduced[len(reduced) - int(p["unroll"]) :]:
-        s.unroll(loop)
-    s.decompose_reduction(a.block, reduced[0])
-
-
-def vectorize_last(s, block, device: Device) -> None:
-    loop = s.get_loops(block)[-1]
-    s.vectorize(loop)
-
-
-def _output(a: Anchored, vector: int, unrolled: int) -> None:
-    s = a.sketch
-    loops = s.get_loops(a.last)
-    s.vectorize(loops[vector])
-    for loop in loops[-1 - unrolled : -1]:
-        s.unroll(loop)
+    n, f, y, x, rc, ry, rx = s.get_loops(a.block)
+    yo, yi = s.split(y, [None, int(p["th"])])
+    xo, xi = s.split(x, [None, int(p["tw"])])
+    outer = [n, f, yo, xo]
+    s.reorder(*outer, rc, ry, rx, yi, xi)
+    _finish(a, outer, [rc, ry, rx], [yi], xi, pad_at=f)
 
 
 def schedule_dense(a: Anchored, device: Device) -> None:
@@ -70,8 +52,38 @@ def schedule_dense(a: Anchored, device: Device) -> None:
     oo, oi = s.split(o, [None, int(p["oc"])])
     outer = [*lead, oo, mo]
     s.reorder(*outer, k, mi, oi)
+    _finish(a, outer, [k], [mi], oi, pad_at=oo)
+
+
+def _finish(
+    a: Anchored, outer: list[Loop], reduced: list[Loop], tile: list[Loop], lanes: Loop, *, pad_at: Loop
+) -> None:
+    """Brings the output and the padded input into the loops, then unrolls and vectorizes the tile.
+
+    ``outer``, ``reduced``, ``tile`` and ``lanes``: the anchor's loops from the outermost on.
+    """
+    s, p = a.sketch, dict(a.schedule.params)
+    if p.get("flat"):
+        width = int(s.get(s.get_loops(a.last)[-1]).extent)
+        s.transform_block_layout(a.last, lambda n, f, y, x: (n, f, y * width + x))
     s.reverse_compute_at(a.last, outer[-1])
-    s.vectorize(oi)
-    s.unroll(mi)
-    s.decompose_reduction(a.block, k)
-    _output(a, vector=-1, unrolled=1)
+    if a.pad is not None and int(s.get(pad_at).extent) > 1:
+        s.compute_at(a.pad, pad_at)
+    s.vectorize(lanes)
+    for loop in tile:
+        s.unroll(loop)
+    for loop in reduced[len(reduced) - int(p["unroll"]) :]:
+        s.unroll(loop)
+    s.decompose_reduction(a.block, reduced[0])
+    _vectorize_output(a, len(outer))
+
+
+def _vectorize_output(a: Anchored, outside: int) -> None:
+    """The output's loops inside the tile: the innermost in vectors, the others unrolled; loops of one trip are gone."""
+    s = a.sketch
+    inside = s.get_loops(a.last)[outside:]
+    if not inside:
+        return
+    s.vectorize(inside[-1])
+    for loop in inside[:-1]:
+        s.unroll(loop)

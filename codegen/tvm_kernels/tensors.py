@@ -29,54 +29,56 @@ def padded(x: Tensor, plane: Plane, out: tuple[int, int], *, phases: int = 1) ->
     """Reads the padded input at (image, channel, row, column), for ``out`` output rows and columns.
 
     ``phases`` > 1 stores column ``q`` at (q % phases, q // phases): strided reads are of neighbours then. Where nothing
-    has to be padded nor stored in phases, there is no stage.
+    has to be padded nor stored in phases, there is no stage. ``x`` may have one spatial axis for both of ``plane``.
     """
     from tvm import te, tirx
 
-    flat = len(x.shape) == 3
     high, wide = plane.needed(out)
-    wide = rounded(wide, phases)
     top, left = plane.pads[:2]
     channels = plane.groups * plane.ic
 
     def read(a: Any, c: Any, y: Any, z: Any) -> Any:
-        return x[a, c, z] if flat else x[a, c, y, z]
+        if len(x.shape) == 3:
+            return x[a, c, z]
+        if tuple(int(v) for v in x.shape[2:]) == plane.size:
+            return x[a, c, y, z]
+        return x[a, c, te.indexdiv(z, int(x.shape[3])), te.indexmod(z, int(x.shape[3]))]
 
-    def inside(y: Any, z: Any) -> list[Any]:
-        bounds = [y >= top] * (top > 0) + [z >= left] * (left > 0)
-        bounds += [y < plane.size[0] + top] * (high > plane.size[0] + top)
-        return bounds + [z < plane.size[1] + left] * (wide > plane.size[1] + left)
+    if phases == 1 and not (top or left) and high <= plane.size[0] and wide <= plane.size[1]:
+        return read
+    if plane.size[0] > 1:
+        # One row too many makes the rows' bound a branch, without which LLVM does not vectorize copies of small images.
+        high = max(high, plane.size[0] + top + 1)
 
     def value(a: Any, c: Any, y: Any, z: Any) -> Any:
-        bounds = inside(y, z)
-        if not bounds:
-            return read(a, c, y, z)
-        return tirx.if_then_else(tirx.all(*bounds), read(a, c, y - top, z - left), tirx.const(0.0, x.dtype))
+        inside = tirx.all(y >= top, y < plane.size[0] + top, z >= left, z < plane.size[1] + left)
+        return tirx.if_then_else(inside, read(a, c, y - top, z - left), tirx.const(0.0, x.dtype))
 
-    if phases > 1:
-        folded = te.compute(
-            (plane.batch, channels, high, phases, wide // phases),
-            lambda a, c, y, p, q: value(a, c, y, q * phases + p),
-            name="pad",
-            attrs={STAGE: "pad"},
-        )
-        return lambda a, c, y, z: folded[a, c, y, tirx.indexmod(z, phases), tirx.indexdiv(z, phases)]
-    if not inside(0, 0) and not (top or left):
-        return read
-    stored = te.compute((plane.batch, channels, high, wide), value, name="pad", attrs={STAGE: "pad"})
-    return lambda a, c, y, z: stored[a, c, y, z]
+    if phases == 1:
+        stored = te.compute((plane.batch, channels, high, wide), value, name="pad", attrs={STAGE: "pad"})
+        return lambda a, c, y, z: stored[a, c, y, z]
+    folded = te.compute(
+        (plane.batch, channels, high, phases, rounded(wide, phases) // phases),
+        lambda a, c, y, p, q: value(a, c, y, q * phases + p),
+        name="pad",
+        attrs={STAGE: "pad"},
+    )
+    return lambda a, c, y, z: folded[a, c, y, te.indexmod(z, phases), te.indexdiv(z, phases)]
 
 
 def direct(x: Tensor, w: Tensor, plane: Plane, schedule: Schedule, attrs: Attrs, *, channels_last: bool) -> Tensor:
     """A convolution over weights [tile][ic][kh][kw][oc of the tile]; see :func:`packed_weight`.
 
-    The anchor's axes are (n, f, y, x), or (n, y, x, f) where ``channels_last``, each rounded up to whole tiles. A group's
-    channels start at a tile.
+    The anchor's axes are (n, f, y, x), or (n, y, x, f) where ``channels_last``, each rounded up to whole tiles; with
+    ``flat`` rows and columns are one axis. A group's channels start at a tile.
     """
     from tvm import te
 
     p = dict(schedule.params)
-    tile = int(p["oc"])
+    tile, width = int(p["oc"]), plane.out[1]
+    whole = plane
+    if p.get("flat"):
+        plane = plane.flattened()
     step = rounded(plane.oc, tile)
     out = rounded(plane.out[0], int(p["th"])), rounded(plane.out[1], int(p["tw"]))
     read = padded(x, plane, out, phases=plane.strides[1] if p.get("phases") else 1)
@@ -92,17 +94,20 @@ def direct(x: Tensor, w: Tensor, plane: Plane, schedule: Schedule, attrs: Attrs,
 
     total = plane.groups * step
     if channels_last:
-        shape: tuple[int, ...] = (plane.batch, *out, total)
-        anchor = te.compute(shape, lambda a, y, z, f: product(a, f, y, z), name="conv", attrs=dict(attrs))
+        anchor = te.compute(
+            (plane.batch, *out, total), lambda a, y, z, f: product(a, f, y, z), name="conv", attrs=dict(attrs)
+        )
     else:
         anchor = te.compute((plane.batch, total, *out), product, name="conv", attrs=dict(attrs))
 
     def at(a: Any, f: Any, y: Any, z: Any) -> Any:
         if step != plane.oc and plane.groups > 1:
             f = te.indexdiv(f, plane.oc) * step + te.indexmod(f, plane.oc)
+        if p.get("flat"):
+            y, z = 0, y * width + z
         return anchor[a, y, z, f] if channels_last else anchor[a, f, y, z]
 
-    return output(at, plane, len(x.shape) == 3)
+    return output(at, whole, len(x.shape) == 3)
 
 
 def output(at: Callable[..., Any], plane: Plane, flat: bool) -> Tensor:
@@ -174,5 +179,6 @@ def pack(weight: NDArray[Any], workload: Workload, schedule: Schedule) -> NDArra
 CONVOLUTIONS: dict[str, Callable[[Tensor, Tensor, Plane, Schedule, Attrs], Tensor]] = {
     "rows": partial(direct, channels_last=False),
     "channels": partial(direct, channels_last=True),
+    "depthwise": partial(direct, channels_last=False),
 }
 """The expression of each template that takes convolutions."""
