@@ -9,6 +9,7 @@ from codegen.tune.device import Device
 from codegen.tvm_kernels import direct, rules
 from codegen.tvm_kernels.anchor import Anchored
 from codegen.tvm_kernels.imports import load_tvm
+from codegen.tvm_metaschedule import schedule_by_trace
 from passes.graph import Note
 
 TEMPLATES: dict[str, Callable[[Anchored, Device], None]] = {
@@ -16,6 +17,7 @@ TEMPLATES: dict[str, Callable[[Anchored, Device], None]] = {
     "channels": direct.schedule_channels,
     "depthwise": direct.schedule_depthwise,
     "dense": direct.schedule_dense,
+    "metaschedule": schedule_by_trace,
 }
 
 
@@ -33,7 +35,7 @@ def scheduled_with_notes(mod: Any, device: Device) -> tuple[Any, tuple[Note, ...
         gpu = dlight.gpu
         rule_set = (gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Fallback())
         with tvm.target.Target(device.target):
-            return dlight.ApplyDefaultSchedule(*rule_set)(_copied(tvm, mod)), ()
+            return dlight.ApplyDefaultSchedule(*rule_set)(copied(mod)), ()
     notes: list[Note] = []
     result = tvm.IRModule(mod.functions, attrs=mod.attrs)
     for var, function in mod.functions.items():
@@ -45,7 +47,7 @@ def scheduled_with_notes(mod: Any, device: Device) -> tuple[Any, tuple[Note, ...
 def _function(tvm: Any, name: str, function: Any, device: Device, notes: list[Note]) -> Any:
     for attempt in (_template, rules.schedule):
         # Scheduling primitives write into the function that they are handed.
-        sketch = tvm.s_tir.Schedule(tvm.IRModule({"main": _copied(tvm, function)}))
+        sketch = tvm.s_tir.Schedule(tvm.IRModule({"main": copied(function)}))
         try:
             if attempt(sketch, device):
                 return sketch.mod["main"]
@@ -66,7 +68,9 @@ def _template(sketch: Any, device: Device) -> bool:
     return True
 
 
-def _copied(tvm: Any, value: Any) -> Any:
+def copied(value: Any) -> Any:
+    """A deep copy of a module or function: what writes into the one leaves the other alone."""
+    tvm = load_tvm()
     return tvm.ir.load_json(tvm.ir.save_json(value))
 
 

@@ -10,7 +10,8 @@ from codegen.tune.device import Device
 from codegen.tune.schedule import Schedule
 from codegen.tune.workload import Workload
 from codegen.tvm_kernels import tensors
-from codegen.tvm_kernels.apply import scheduled_with_notes
+from codegen.tvm_kernels.anchor import Anchored, DoesNotFit
+from codegen.tvm_kernels.apply import copied, scheduled_with_notes
 from codegen.tvm_kernels.imports import load_tvm
 from codegen.tvm_kernels.legalize import legalized
 from passes.graph import Note
@@ -39,6 +40,17 @@ def kernel_function(workload: Workload, schedule: Schedule, device: Device) -> t
     (function,) = (f for f in mod.functions.values() if isinstance(f, tvm.tirx.PrimFunc))
     del relax
     return function.with_attr("global_symbol", "kernel"), notes
+
+
+def anchored_kernel(workload: Workload, schedule: Schedule, device: Device) -> Anchored:
+    """The kernel's function before its schedule is applied: the anchor, and what is around it inlined."""
+    tvm = load_tvm()
+    mod = fused(legalized(_layer(workload), device, lambda _: schedule))
+    (function,) = (f for f in mod.functions.values() if isinstance(f, tvm.tirx.PrimFunc))
+    anchored = Anchored.of(tvm.s_tir.Schedule(tvm.IRModule({"main": copied(function)})))
+    if anchored is None:
+        raise DoesNotFit(f"no template takes {workload.key}")
+    return anchored
 
 
 def fused(mod: Any) -> Any:

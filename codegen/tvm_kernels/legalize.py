@@ -101,10 +101,10 @@ class _Layers:
         rows = int(np.prod(shape[:-1]))
         workload = Workload.of(StageWork(Geometry(), shape[-1], weight.shape[1], (), rows))
         schedule = self.schedule(workload)
-        if schedule.template != "dense":
+        if schedule.template not in ("dense", "metaschedule"):
             schedule = spaces.default(workload, self.device)
         if schedule["tw"] > shape[-2]:
-            schedule = Schedule.of("dense", **{**dict(schedule.params), "tw": shape[-2]})
+            schedule = Schedule.of(schedule.template, **{**dict(schedule.params), "tw": shape[-2]})
         packed = relax.const(tensors.pack(np.ascontiguousarray(weight.T), workload, schedule))
         attrs = tensors.workload_attrs(workload, schedule)
         return bb.call_te(

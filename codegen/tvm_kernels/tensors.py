@@ -180,5 +180,6 @@ CONVOLUTIONS: dict[str, Callable[[Tensor, Tensor, Plane, Schedule, Attrs], Tenso
     "rows": partial(direct, channels_last=False),
     "channels": partial(direct, channels_last=True),
     "depthwise": partial(direct, channels_last=False),
+    "metaschedule": partial(direct, channels_last=False),
 }
 """The expression of each template that takes convolutions."""
