@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from codegen.cpu_latency import CpuLatency
@@ -24,11 +25,12 @@ from codegen.emission import (
     fitting,
 )
 from codegen.events import Events
-from codegen.library_timing import time_side_by_side
+from codegen.library_timing import Contender as Timed
+from codegen.library_timing import time_together
 from codegen.report.build import BinaryCheck
 from codegen.report.measurement import Contender, MeasurementReport
 from codegen.tune.device import Device
-from codegen.tune.statistics import ratio, summary
+from codegen.tune.statistics import LEAST_BLOCKS, ratio, summary
 from codegen.tune.workload import Workload
 from codegen.tvm_build import Binary, NoBinary, build
 from codegen.tvm_check import check_binary
@@ -39,6 +41,10 @@ from passes.onnx_graph import OnnxGraph
 Array = NDArray[Any]
 
 CONFIDENCE = 0.95
+
+_BLOCK_S, _BLOCKS, _TIMING_S = 0.008, 80, 20.0
+"""A block of calls, how many there are of each contender, and about how long all of them may take."""
+
 _DENSE, _REWRITTEN = "tuned binary of the input", "tuned binary of the result"
 _DENSE_ORT, _REWRITTEN_ORT = "onnxruntime on the input", "onnxruntime on the result"
 
@@ -72,7 +78,7 @@ class CpuEmitter:
             return None
         feeds = next(iter(random_inputs(graph.inputs, shapes, 1, seed).batches(1)))
         with events.stage("time the input"):
-            samples = time_side_by_side({_DENSE: self._dense.library}, {}, feeds, self.device.threads)
+            samples = self._timed([Timed.of(_DENSE, self._dense, feeds)])
         return _cost(samples[_DENSE])
 
     def __call__(self, request: EmissionRequest) -> Emission:
@@ -90,11 +96,13 @@ class CpuEmitter:
             check = self._check(binary, request.model, feeds)
         assert self._dense is not None, "the input is compiled before any result"
         with events.stage("time the binaries"):
-            samples = time_side_by_side(
-                {_DENSE: self._dense.library, _REWRITTEN: binary.library},
-                {_DENSE_ORT: request.original, _REWRITTEN_ORT: request.model},
-                feeds[0],
-                self.device.threads,
+            samples = self._timed(
+                [
+                    Timed.of(_DENSE, self._dense, feeds[0]),
+                    Timed.of(_REWRITTEN, binary, feeds[0]),
+                    Timed(_DENSE_ORT, request.original, feeds[0]),
+                    Timed(_REWRITTEN_ORT, request.model, feeds[0]),
+                ]
             )
         gained = ratio(samples[_REWRITTEN], samples[_DENSE], CONFIDENCE)
         report = self._report(request, binary, samples)
@@ -123,6 +131,15 @@ class CpuEmitter:
         if isinstance(made, NoBinary):
             raise UnsupportedError(f"{model.name}: {made.reason}")
         return made
+
+    def _timed(self, contenders: Sequence[Timed]) -> dict[str, Array]:
+        """Seconds of single calls by contender, (blocks, calls): many blocks of a few milliseconds, as time allows."""
+        (once,) = time_together(contenders[:1], blocks=1, calls=3, threads=self.device.threads)
+        call_s = float(once.seconds.min())
+        calls = int(np.clip(_BLOCK_S / call_s, 1, 20))
+        blocks = int(np.clip(_TIMING_S / (calls * call_s * len(contenders)), LEAST_BLOCKS + 2, _BLOCKS))
+        found = time_together(contenders, blocks=blocks, calls=calls, threads=self.device.threads)
+        return {samples.name: samples.seconds for samples in found}
 
     def _check(self, binary: Binary, model: Path, feeds: Sequence[Feeds]) -> BinaryCheck:
         limit = COARSE_RELATIVE_L2 if binary.coarse else RELATIVE_L2

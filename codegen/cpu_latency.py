@@ -20,7 +20,7 @@ from codegen.tune.predictor import Predictor
 from codegen.tune.workload import Workload
 from passes.core.cost import Cost, Kind, OpWork, StageWork, least_cost
 
-CALL_S = 1e-6
+CALL_S = 1e-7
 """What a kernel costs in a network beyond its own time: its call by the program, and operands that come from afar."""
 
 _BYTES_PER_S = 20e9

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from codegen.cpu_latency import CpuLatency
+from codegen.cpu_latency import CALL_S, CpuLatency
 from codegen.events import Events, QuietEvents
 from codegen.memory import Forgetful
 from codegen.plan_search import formats_named
@@ -107,7 +107,7 @@ def test_the_plan_is_measured_and_nearly_the_best_there_is(share: float) -> None
     stages = sum(
         len(space.works(s.site, c.name, c.rank)) - 1 for s, c in zip(attempt.problem.sites, chosen, strict=True)
     )
-    assert attempt.cost.latency == pytest.approx(true_s + 1e-6 * stages, rel=1e-9)  # each further stage is a call
+    assert attempt.cost.latency == pytest.approx(true_s + CALL_S * stages, rel=1e-9)  # each further stage is a call
     assert attempt.plan.objective <= best_possible(share) * (1 + EFFORT.gap)
 
 

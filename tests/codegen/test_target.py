@@ -13,7 +13,7 @@ from passes.core.site import Geometry
 from passes.errors import InputError, UsageError
 
 CONV = (StageWork(Geometry((3, 3), pads=(1, 1, 1, 1)), 32, 32, (16, 16)),)
-KNOWN = "asic, edge_16x16, eyeriss_12x14, gemmini_16x16, tpu_256x256"
+KNOWN = "asic, cpu, edge_16x16, eyeriss_12x14, gemmini_16x16, tpu_256x256"
 
 
 def test_the_default_machine_under_both_its_names() -> None:
@@ -45,7 +45,8 @@ def test_a_machine_in_a_file_with_overrides(tmp_path: Path) -> None:
     ("text", "error", "line"),
     [
         ("gpu", UsageError, f"unknown target 'gpu'; there are: {KNOWN}, or the path of a machine's .toml file"),
-        ("cpu:mcpu=x", UsageError, f"unknown target 'cpu'; there are: {KNOWN}, or the path of a machine's .toml file"),
+        ("gpu:a=x", UsageError, f"unknown target 'gpu'; there are: {KNOWN}, or the path of a machine's .toml file"),
+        ("cpu:rows=8", UsageError, "a CPU target has no option 'rows': mcpu, mtriple, mattr, threads"),
         ("asic:", UsageError, "--target 'asic:': options are written name:key=value,key=value"),
         ("asic:rows", UsageError, "--target 'asic:rows': options are written name:key=value,key=value"),
         ("asic:rows=1,rows=2", UsageError, "--target 'asic:rows=1,rows=2': rows is given twice"),

@@ -56,7 +56,7 @@ def test_uncertainty_is_of_the_size_of_the_error() -> None:
 def test_what_was_measured_is_predicted_as_it_was() -> None:
     some = GRID[::37]
     times, spread = Predictor.of(DEVICE, some, [truth_s(w) for w in some]).predict(some)
-    assert np.abs(np.log(times / [truth_s(w) for w in some])).max() < 0.04  # twice the least noise that it takes into account
+    assert np.abs(np.log(times / [truth_s(w) for w in some])).max() < 0.04
     assert spread.max() < 0.1
 
 
