@@ -9,6 +9,7 @@ it was.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,9 +18,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-CONCAT = "rankc.concat"
-"""Annotation of a block that only joins its function's inputs along its value, an axis."""
 
 ENTRY = "rankc_network"
 _ALIGNMENT_BYTES = 64
@@ -127,8 +125,9 @@ def _read(mod: Any) -> _Program:
             several = isinstance(expr.ty, relax.TupleType)
             made = [_new(ty, name) for ty in (expr.ty.fields if several else [expr.ty])]
             inputs = [known(part) for part in expr.args[1].fields]
-            axis = _joined_axis(mod[expr.args[0]])
-            program.steps.append(_Step(expr.args[0].name_hint, inputs, made, axis))
+            kernel = expr.args[0].name_hint
+            axis = _joined_axis(kernel, mod[expr.args[0]], inputs, made[0])
+            program.steps.append(_Step(kernel, inputs, made, axis))
             values[binding.var] = tuple(made) if several else made[0]
         else:
             raise Unsuited(f"{_op(expr)} is no call of a kernel")
@@ -175,16 +174,20 @@ def _new(ty: Any, name: str) -> _Value:
     return _Value(_Storage(str(ty.dtype), prod(shape)), shape, name)
 
 
-def _joined_axis(function: Any) -> int | None:
-    """The axis, where the function does nothing but join its inputs."""
+def _joined_axis(name: str, function: Any, inputs: list[_Value], out: _Value) -> int | None:
+    """The axis, where a function does nothing but join its inputs: TVM's own, with nothing fused into it."""
     from tvm import s_tir
 
-    schedule = s_tir.Schedule(function)
-    blocks = schedule.get_child_blocks(schedule.get_sblock("root"))
-    if len(blocks) != 1:
+    if not re.fullmatch(r"concatenate\d*", name):
         return None
-    axis = schedule.get(blocks[0]).annotations.get(CONCAT)
-    return None if axis is None else int(axis)
+    sketch = s_tir.Schedule(function)
+    blocks = sketch.get_child_blocks(sketch.get_sblock("root"))
+    ranks = {len(value.shape) for value in (*inputs, out)}
+    if len(blocks) != 1 or len(ranks) != 1:
+        return None
+    sizes = [(*(value.shape[axis] for value in inputs),) for axis in range(len(out.shape))]
+    axes = [axis for axis, of in enumerate(sizes) if set(of) != {out.shape[axis]}]
+    return axes[0] if len(axes) == 1 and sum(sizes[axes[0]]) == out.shape[axes[0]] else None
 
 
 def _join(program: _Program) -> None:

@@ -1,0 +1,153 @@
+"""Times compiled libraries and ONNX files against each other, in one fresh process that is pinned to its processors.
+
+Contenders take turns in short blocks, so that whatever disturbs the machine disturbs all of them, and two numbers of
+one run can be compared. What the raw samples say is up to :mod:`codegen.tune.statistics`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codegen.child_process import Failure, call
+from codegen.tvm_build import Binary
+from codegen.tvm_network import Kernel
+from passes.errors import VerificationError
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Contender:
+    """A library, or an ONNX file, which onnxruntime runs with all of its optimizations.
+
+    ``feeds``: one set of inputs, in the order of the library's parameters.
+    """
+
+    name: str
+    path: Path
+    feeds: Mapping[str, Array]
+
+    @classmethod
+    def of(cls, name: str, binary: Binary, feeds: Mapping[str, Array]) -> Contender:
+        """The library of ``binary``, with its inputs in its order."""
+        return cls(name, binary.library, {key: feeds[key] for key in binary.inputs})
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """``seconds`` of single calls, (blocks, calls): row i was measured beside row i of the other contenders.
+
+    ``outputs``: what the contender computed.
+    """
+
+    name: str
+    seconds: NDArray[np.float64]
+    outputs: tuple[Array, ...]
+
+
+@dataclass(frozen=True)
+class KernelTimes:
+    """``seconds`` of single calls of a kernel by itself, its operands in the cache."""
+
+    kernel: Kernel
+    seconds: tuple[float, ...]
+
+    @property
+    def least_s(self) -> float:
+        """Of one call."""
+        return min(self.seconds)
+
+    @property
+    def total_s(self) -> float:
+        """Of the calls of one inference, each at its least."""
+        return self.kernel.calls * self.least_s
+
+
+def time_together(
+    contenders: Sequence[Contender],
+    *,
+    blocks: int,
+    calls: int,
+    threads: int = 1,
+    timeout_s: float | None = None,
+) -> list[Samples]:
+    """``blocks`` rounds in which each contender is called once for nothing and ``calls`` times by the clock.
+
+    The order changes from round to round. Inputs are in memory and outputs stay there: neither side is charged for
+    copies. VerificationError where a contender cannot be loaded, crashes, or refuses its inputs.
+    """
+    if not contenders or blocks < 1 or calls < 1:
+        raise ValueError("timing needs a contender, a block and a call")
+    with tempfile.TemporaryDirectory(prefix="rankc-") as folder:
+        given, made = Path(folder) / "inputs.npz", Path(folder) / "made.npz"
+        arrays = {
+            f"{index}/{i}": np.asarray(value)
+            for index, contender in enumerate(contenders)
+            for i, value in enumerate(contender.feeds.values())
+        }
+        np.savez(given, allow_pickle=False, **arrays)
+        request = {
+            "contenders": [{"path": str(c.path.absolute()), "inputs": list(c.feeds)} for c in contenders],
+            "given": str(given),
+            "made": str(made),
+            "blocks": blocks,
+            "calls": calls,
+            "threads": threads,
+        }
+        answer = _asked(request, threads, timeout_s)
+        with np.load(made, allow_pickle=False) as archive:
+            return [
+                Samples(
+                    contender.name,
+                    archive[f"{index}/seconds"],
+                    tuple(archive[f"{index}/{i}"] for i in range(answer["outputs"][index])),
+                )
+                for index, contender in enumerate(contenders)
+            ]
+
+
+def time_library(
+    library: Path, feeds: Mapping[str, Array], repeats: int, *, threads: int = 1, timeout_s: float | None = None
+) -> list[float]:
+    """Seconds of ``repeats`` single calls of one library or ONNX file; see :func:`time_together`."""
+    (samples,) = time_together(
+        [Contender(library.name, library, feeds)], blocks=1, calls=repeats, threads=threads, timeout_s=timeout_s
+    )
+    return [float(value) for value in samples.seconds.ravel()]
+
+
+def profile(binary: Binary, *, repeats: int, threads: int = 1, timeout_s: float | None = None) -> list[KernelTimes]:
+    """Each kernel of the library by itself on random values, in the order of the network's calls.
+
+    The sum over the calls is what the network takes within a few percent; kernels of symbolic shapes are left out.
+    VerificationError where the process fails.
+    """
+    kernels = [kernel for kernel in binary.kernels if all(size >= 0 for shape, _ in kernel.arguments for size in shape)]
+    request = {
+        "library": str(binary.library.absolute()),
+        "kernels": [asdict(kernel) for kernel in kernels],
+        "repeats": repeats,
+        "threads": threads,
+    }
+    answer = _asked(request, threads, timeout_s)
+    return [KernelTimes(kernel, tuple(seconds)) for kernel, seconds in zip(kernels, answer["seconds"], strict=True)]
+
+
+def _asked(request: Mapping[str, Any], threads: int, timeout_s: float | None) -> dict[str, Any]:
+    environment = {
+        "TVM_USE_RUNTIME_LIB": "1",
+        "TVM_FFI_DISABLE_TORCH_C_DLPACK": "1",
+        "TVM_NUM_THREADS": str(threads),
+        "OMP_NUM_THREADS": str(threads),
+    }
+    answer = call("codegen.tvm_time_child", request, environment=environment, timeout_s=timeout_s)
+    if isinstance(answer, Failure):
+        raise VerificationError(f"what was to be timed in a fresh process {answer.reason}")
+    return answer
