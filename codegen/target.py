@@ -75,7 +75,11 @@ class TargetMaker(Protocol):
 TARGETS: Registry[TargetMaker] = Registry(
     "target",
     "rankc.targets",
-    {"asic": "codegen.asic_target:AsicTarget", "cpu": "codegen.cpu_target:CpuTarget"},
+    {
+        "asic": "codegen.asic_target:AsicTarget",
+        "cpu": "codegen.cpu_target:CpuTarget",
+        "cuda": "codegen.cuda_target:CudaTarget",
+    },
     instantiate=True,
     members=("name", "make"),
 )

@@ -11,7 +11,7 @@ import importlib.util
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,11 @@ class Library:
         made = self._call(self._placed(inputs))
         return {info.name: self._fetched(value) for info, value in zip(self.metadata.outputs, made, strict=True)}
 
+    def bound(self, inputs: Mapping[str, Array]) -> Callable[[], object]:
+        """A call on these inputs, which lie on the device from now on; it returns when the device is done."""
+        placed = self._placed(inputs)
+        return lambda: self._call(placed)
+
     def time(self, inputs: Mapping[str, Array], calls: int, *, warmups: int = 3) -> CallTimes:
         """Times single calls on inputs that already lie on the device; errors as in :meth:`run`.
 
@@ -94,13 +99,13 @@ class Library:
         """
         if calls < 1:
             raise InputError(f"{calls} calls cannot be timed")
-        placed = self._placed(inputs)
+        call = self.bound(inputs)
         for _ in range(warmups):
-            self._call(placed)
+            call()
         seconds = []
         for _ in range(calls):
             begin = time.perf_counter_ns()
-            self._call(placed)
+            call()
             seconds.append((time.perf_counter_ns() - begin) * 1e-9)
         p10, median = np.quantile(seconds, (0.1, 0.5)).tolist()
         return CallTimes(min(seconds), p10, median, calls)
