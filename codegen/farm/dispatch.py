@@ -32,7 +32,7 @@ _LONGER_THAN_IT_TOOK = 1.1
 class Rules:
     """``tries`` of a task on devices before it fails. ``deadline_s``: of one try. ``build_s``: of a build.
 
-    ``lease_s``: of a session, in which at most ``jobs`` tasks are done. ``patience_s``: how long there may be no device.
+    ``lease_s``: of a session, of at most ``jobs`` tasks. ``patience_s``: for which there may be no device.
     """
 
     tries: int = 3
@@ -154,7 +154,7 @@ class Dispatch:
                 self._again(name)
 
     def _check_hope(self, now: float) -> None:
-        if any(lane.has_session for lane in self._pool.lanes):
+        if any(lane.has_session or lane.state is State.STARTING for lane in self._pool.lanes):
             return
         pool, patience = self._pool, self._pool.rules.patience_s
         if now - self._good_news < (patience if pool.seen else min(patience, 10.0)):
@@ -308,7 +308,7 @@ class Dispatch:
         if messages:
             self._advance(lane, messages[-1], now)
         elif (end := lane.process.ended()) is not None:
-            self._lose(lane, f"the process that talks to it {end}", now)
+            self._lose(lane, f"its process here {end}", now)
         elif now >= lane.deadline:
             self._lose(lane, f"{_DOING[lane.state]} took longer than {lane.limit_s:g} s", now)
 
@@ -329,6 +329,7 @@ class Dispatch:
     def _advance(self, lane: Lane, message: dict[str, Any], now: float) -> None:
         if lane.state is State.STARTING:
             lane.state = State.IDLE
+            self._good_news = now
         elif lane.state is State.CLOSING:
             lane.closed()
         elif not message.get("alive", True):
@@ -391,6 +392,8 @@ class Dispatch:
 
     def _lose(self, lane: Lane, reason: str, now: float) -> None:
         """The session is lost, and its process is not waited for."""
+        if lane.state is State.STARTING:
+            raise FarmError(f"the process that talks to devices does not start: {reason}; {lane.process.log()[-300:]}")
         name, tasks = lane.device, [lane.task, lane.doubtful[0] if lane.doubtful else None]
         lane.kill()
         lane.start()

@@ -14,24 +14,26 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from codegen.farm.address import Address, FarmError
 from codegen.farm.dispatch import Dispatch, Pool, Rules
 from codegen.farm.lane import START_S, Builder, Outcome, Task
 from codegen.farm.roster import DeviceReport, Limits, Roster
 from codegen.farm.tracker import status
+from codegen.library_timing import Contender, Samples
 from codegen.tune.device import Device
 from codegen.tune.measuring import Job, Timing
 from codegen.tune.statistics import summary
 from codegen.tune.workload import Workload
 from passes.core.cost import StageWork
 from passes.core.site import Geometry
+from passes.errors import UsageError
 
 REFERENCE = Workload.of(StageWork(Geometry((3, 3), pads=(1, 1, 1, 1)), 32, 32, (16, 16)))
 """The kernel that devices are judged by: 2.4 million multiply-adds, 50 us on a good core."""
 
 _MEASURING_S = 2.0
+_NETWORK_S = 300.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class FarmMeasurer:
     others, and :meth:`summary` says so. A slow kernel is called less often than a job asks for: for about 2 s.
     ``builders`` processes compile, by default one for each core of this process. ``tell`` takes a line for each device
     that is given up. FarmError where no tracker answers, or no device is left.
+
+    ``network_device``: the one that :meth:`network` measured on last.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class FarmMeasurer:
     ) -> None:
         status(host, port)
         self.device = device
+        self.network_device = ""
         self._folder = tempfile.TemporaryDirectory(prefix="rankc-farm-")
         setup = json.dumps({"device": asdict(device), "folder": self._folder.name})
         kind = str(device.target["kind"])
@@ -104,36 +109,57 @@ class FarmMeasurer:
 
     def network(
         self,
-        libraries: Sequence[Path],
-        feeds: Sequence[NDArray[Any]],
+        contenders: Sequence[Contender],
         *,
         blocks: int,
         calls: int,
-        timeout_s: float = 120.0,
-    ) -> tuple[NDArray[np.float64], str]:
-        """Times ``main`` of compiled networks against each other on one device, which is the second value.
+        threads: int = 1,
+        timeout_s: float | None = None,
+    ) -> list[Samples]:
+        """What :func:`codegen.library_timing.time_together` does, on one device of the farm, the ``network_device``.
 
-        ``feeds``: the inputs in ``main``'s order, the same for all. The libraries take turns, ``calls`` single calls
-        each, ``blocks`` times. Seconds, (libraries, blocks, calls), by the device's clock. FarmError where it fails on
-        every device that was tried.
+        The clock runs on the device. UsageError for an ONNX file, which no device has an engine for, and for another
+        number of threads than the devices have; FarmError where it fails on every device that was tried.
         """
+        for contender in contenders:
+            if contender.path.suffix == ".onnx":
+                raise UsageError(
+                    f"{contender.path} cannot be timed on a device of a farm: it runs compiled libraries only"
+                )
+        if threads != self.device.threads:
+            raise UsageError(f"devices of this farm run {self.device.threads} threads, they cannot time {threads}")
         self._prepare()
-        path = Path(self._folder.name) / "feeds.npz"
-        np.savez(path, allow_pickle=False, **{str(i): value for i, value in enumerate(feeds)})
+        given, made = Path(self._folder.name) / "inputs.npz", Path(self._folder.name) / "made.npz"
+        arrays = {
+            f"{index}/{i}": np.asarray(value)
+            for index, contender in enumerate(contenders)
+            for i, value in enumerate(contender.feeds.values())
+        }
+        np.savez(given, allow_pickle=False, **arrays)
         request = {
-            "libraries": [str(library.absolute()) for library in libraries],
-            "feeds": str(path),
-            "inputs": len(feeds),
+            "libraries": [str(contender.path.absolute()) for contender in contenders],
+            "inputs": [len(contender.feeds) for contender in contenders],
+            "given": str(given),
+            "made": str(made),
             "blocks": blocks,
             "calls": calls,
         }
-        task = Task(next(self._ids), None, {"network": request}, timeout_s)
+        task = Task(next(self._ids), None, {"network": request}, timeout_s or _NETWORK_S)
         (outcome,) = Dispatch(self._pool, [task]).run()
         self._jobs += 1
         if outcome.answer is None:
             self._failed += 1
-            raise FarmError(f"the network was not measured: {outcome.error}")
-        return np.asarray(outcome.answer["samples"], np.float64), outcome.where
+            raise FarmError(f"the networks were not measured: {outcome.error}")
+        self.network_device = outcome.where
+        with np.load(made, allow_pickle=False) as archive:
+            return [
+                Samples(
+                    contender.name,
+                    archive[f"{index}/seconds"],
+                    tuple(archive[f"{index}/{i}"] for i in range(outcome.answer["outputs"][index])),
+                )
+                for index, contender in enumerate(contenders)
+            ]
 
     def summary(self) -> FarmSummary:
         pool = self._pool

@@ -5,8 +5,8 @@ It loads TVM's runtime alone. One request is one line, see :mod:`codegen.farm.an
     {"id": 1, "open": {"host": ..., "port": ..., "match_key": ..., "lease_s": ...}}    {"id": 1, "round_trip_s": 2e-4}
     {"id": 2, "time": {"library": path, "arguments": path, "calls": ..., "limit_s": ...}}
         {"id": 2, "samples": [...], "wall_s": ..., "output_error": ...}
-    {"id": 3, "network": {"libraries": [paths], "feeds": path, "inputs": 1, "blocks": ..., "calls": ...}}
-        {"id": 3, "samples": [[[...], ...], ...]}
+    {"id": 3, "network": {"libraries": [paths], "inputs": [1], "given": path, "made": path, "blocks": 4, "calls": 5}}
+        {"id": 3, "outputs": [1]}
     {"id": 4, "close": true}                                                           {"id": 4}
 
 An error that came over a connection that works says so: ``"alive": true``.
@@ -14,6 +14,7 @@ An error that came over a connection that works says so: ``"alive": true``.
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from pathlib import Path
@@ -25,8 +26,10 @@ from codegen.farm.answering import Handler, answer_all, one_line
 from codegen.tune.reference import Reference
 
 _LEAST_CALLS = 5
-_WARM_UP_CALLS = 3
+_WARM_UP_MS = 100
 _PING = "tvm.rpc.server.workpath"
+
+Answer = dict[str, Any]
 
 
 def start() -> Handler:
@@ -45,9 +48,11 @@ class _Talk:
         self._session: Any = None
         self._files = 0
 
-    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+    def answer(self, request: dict[str, Any]) -> Answer:
         if "close" in request:
             self._session = None
+            # A session ends with its last reference, and TVM's virtual machine keeps one in a circle (get_outputs).
+            gc.collect()
             return {}
         if "open" in request:
             return self._open(**request["open"])
@@ -58,7 +63,7 @@ class _Talk:
         except Exception as error:  # TVM raises what the other side raised, of any class
             return {"error": one_line(error), "alive": self._alive()}
 
-    def _open(self, host: str, port: int, match_key: str, lease_s: float) -> dict[str, Any]:
+    def _open(self, host: str, port: int, match_key: str, lease_s: float) -> Answer:
         self._session = None  # the place of the one before in TVM's table of sessions
         self._session = self._rpc.connect(host, port, match_key, session_timeout=lease_s)
         ping = self._session.get_function(_PING)
@@ -85,7 +90,7 @@ class _Talk:
         self._session.remove(name)
         return module
 
-    def _time(self, library: str, arguments: str, calls: int, limit_s: float) -> dict[str, Any]:
+    def _time(self, library: str, arguments: str, calls: int, limit_s: float) -> Answer:
         """Runs ``kernel`` of the library on the device: once for what it computes, then ``calls`` times, one by one.
 
         ``arguments``: the file that a builder wrote. A slow kernel is called less often, for about ``limit_s``.
@@ -109,26 +114,36 @@ class _Talk:
         results = timed(*arguments).results
         return [float(value) for value in results], time.perf_counter() - started
 
-    def _network(self, libraries: list[str], feeds: str, inputs: int, blocks: int, calls: int) -> dict[str, Any]:
-        """Times ``main`` of each library in turn, ``calls`` single calls at a time; samples are (library, block, call).
+    def _network(
+        self, libraries: list[str], inputs: list[int], given: str, made: str, blocks: int, calls: int
+    ) -> Answer:
+        """Times ``main`` of each library in turn, ``calls`` single calls at a time, after one that is not counted.
 
-        The clock runs on the device: a call's way through the connection is not in it.
+        ``given``: .npz of inputs "LIBRARY/INPUT"; ``made``: .npz to write, with outputs under the same names and
+        "LIBRARY/seconds", (blocks, calls). The clock runs on the device: a call's way to it is not in the times.
         """
         device = self._session.device(self._kind)
-        with np.load(feeds, allow_pickle=False) as archive:
-            given = [self._tvm.runtime.tensor(archive[str(i)], device) for i in range(inputs)]
-        timed = []
-        for library in libraries:
-            machine = self._machine(self._load(library), device)
-            machine.set_input("main", *given)
-            warm = machine.time_evaluator("invoke_stateful", device, number=1, repeat=_WARM_UP_CALLS)
-            warm("main")
-            timed.append((machine, machine.time_evaluator("invoke_stateful", device, number=1, repeat=calls)))
-        samples: list[list[list[float]]] = [[] for _ in timed]
-        for _ in range(blocks):
-            for taken, (_machine, evaluator) in zip(samples, timed, strict=True):
-                taken.append([float(value) for value in evaluator("main").results])
-        return {"samples": samples}
+        machines = []
+        results: dict[str, Any] = {}
+        with np.load(given, allow_pickle=False) as archive:
+            for index, (library, count) in enumerate(zip(libraries, inputs, strict=True)):
+                machine = self._machine(self._load(library), device)
+                values = [self._tvm.runtime.tensor(archive[f"{index}/{i}"], device) for i in range(count)]
+                machine.set_input("main", *values)
+                machine.invoke_stateful("main")
+                outputs = machine.get_outputs("main")
+                outputs = [outputs] if hasattr(outputs, "numpy") else list(outputs)
+                results |= {f"{index}/{i}": output.numpy() for i, output in enumerate(outputs)}
+                results[f"{index}/seconds"] = np.zeros((blocks, calls))
+                machines.append((machine, machine.time_evaluator("invoke_stateful", device, number=1, repeat=calls)))
+        for machine, _ in machines:
+            machine.time_evaluator("invoke_stateful", device, number=1, repeat=1, min_repeat_ms=_WARM_UP_MS)("main")
+        for block in range(blocks):
+            for turn in range(len(machines)):
+                index = (turn + block) % len(machines)
+                results[f"{index}/seconds"][block] = machines[index][1]("main").results
+        np.savez(made, allow_pickle=False, **results)
+        return {"outputs": [sum(name.startswith(f"{i}/") for name in results) - 1 for i in range(len(machines))]}
 
 
 if __name__ == "__main__":

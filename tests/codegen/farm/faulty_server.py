@@ -1,7 +1,8 @@
 """A device that fails as FARM_FAULT says: times=FACTOR, slow=FACTOR, outputs, hang=CALLS, crash=CALLS, die=CALLS.
 
-``times`` reports FACTOR times what was measured; ``slow`` also takes that long. ``outputs`` multiplies what kernels compute
-by 1.01. After CALLS timings of a session, ``hang`` waits for ever, ``crash`` ends the session and ``die`` the device.
+``times`` reports FACTOR times what was measured; ``slow`` also takes that long. ``outputs`` multiplies what kernels
+compute by 1.01. After CALLS timings of a session, ``hang`` waits for ever, ``crash`` ends the session and ``die`` the
+device.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ extern "C" int __tvm_ffi_kernel(void* self, const TVMFFIAny* args, int32_t count
   Kernel real = (Kernel)dlsym(dlopen(REAL, RTLD_NOW), "__tvm_ffi_kernel");
   int code = real(self, args, count, result);
   const TVMFFIAny& last = args[count - 1];
-  DLTensor* y = last.type_index == kTVMFFITensor ? (DLTensor*)((char*)last.v_obj + sizeof(TVMFFIObject)) : (DLTensor*)last.v_ptr;
+  bool object = last.type_index == kTVMFFITensor;
+  DLTensor* y = object ? (DLTensor*)((char*)last.v_obj + sizeof(TVMFFIObject)) : (DLTensor*)last.v_ptr;
   int64_t size = 1;
   for (int i = 0; i < y->ndim; ++i) size *= y->shape[i];
   for (int64_t i = 0; i < size; ++i) ((float*)((char*)y->data + y->byte_offset))[i] *= 1.01f;
