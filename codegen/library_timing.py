@@ -16,11 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codegen.child_process import Failure, call
+from codegen.tune.statistics import LEAST_BLOCKS
 from codegen.tvm_build import Binary
 from codegen.tvm_network import Kernel
 from passes.errors import VerificationError
 
 Array = NDArray[Any]
+
+_BLOCK_S, _MOST_BLOCKS = 0.008, 80
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +114,27 @@ def time_together(
                 )
                 for index, contender in enumerate(contenders)
             ]
+
+
+def time_side_by_side(
+    libraries: Mapping[str, Path],
+    files: Mapping[str, Path],
+    feeds: Mapping[str, Array],
+    threads: int = 1,
+    *,
+    budget_s: float = 15.0,
+) -> dict[str, NDArray[np.float64]]:
+    """Seconds of single calls by name, (blocks, calls): libraries and ONNX files on one set of inputs, in turns.
+
+    Blocks of about 8 ms, 80 of them, or fewer of slow networks, so that all of it takes about ``budget_s``.
+    """
+    contenders = [Contender(name, path, feeds) for name, path in (*libraries.items(), *files.items())]
+    first = time_together(contenders, blocks=1, calls=3, threads=threads)
+    slowest_s = max(float(samples.seconds.min()) for samples in first)
+    calls = int(np.clip(_BLOCK_S / slowest_s, 1, 20))
+    blocks = int(np.clip(budget_s / (slowest_s * (calls + 1) * len(contenders)), LEAST_BLOCKS + 2, _MOST_BLOCKS))
+    found = time_together(contenders, blocks=blocks, calls=calls, threads=threads)
+    return {samples.name: samples.seconds for samples in found}
 
 
 def time_library(

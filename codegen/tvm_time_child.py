@@ -89,7 +89,7 @@ def _interleaved(runs: Sequence[Callable[[], Any]], blocks: int, calls: int) -> 
                     row[position] = clock() - begin
     finally:
         gc.enable()
-    return nanoseconds * 1e-9
+    return np.asarray(nanoseconds * 1e-9, np.float64)
 
 
 def _library(
