@@ -24,6 +24,9 @@ def tune(
     ] = None,
     target: Annotated[str, Option("--target", help="cpu, cpu:threads=2, cpu:mcpu=znver3.")] = "cpu",
     trials: Annotated[int, Option(min=1, help="Schedules of a kernel at most, those of earlier runs included.")] = 8,
+    patience: Annotated[
+        int | None, Option(min=1, help="Trials without a gain of 1 % that end a kernel's tuning. [half, at least 4]")
+    ] = None,
     time_budget: Annotated[str | None, Option(help="Start no trial after 90s, 10m, 1h30m.")] = None,
     database: Annotated[
         Path | None, Option(help="File of trials: read, and added to. [rankc/tune.jsonl in the user's cache]")
@@ -86,6 +89,7 @@ def tune(
                 target=target,
                 shapes=shapes(shape or []),
                 trials=trials,
+                patience=patience,
                 time_budget_s=None if time_budget is None else duration_s(time_budget),
                 space=space,
                 seed=seed,
