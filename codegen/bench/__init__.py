@@ -10,6 +10,8 @@ BUILTIN = {
     "engine-resnet50": "codegen.bench.engine_resnet50:EngineResnet50",
     "asic-vs-scalesim": "codegen.bench.asic_vs_scalesim:AsicVsScalesim",
     "flipped-bits": "codegen.bench.flipped_bits:FlippedBits",
+    "cpu-resnet20": "codegen.bench.cpu_resnet20:CpuResnet20",
+    "cpu-prediction": "codegen.bench.cpu_prediction:CpuPrediction",
     "staircase": "codegen.bench.staircase:Staircase",
     "validation": "codegen.bench.validation:Validation",
 }

@@ -52,9 +52,9 @@ class Opened:
         return self.target.latency.network(rewritten.workload())
 
 
-def opened(path: Path, target: str) -> Opened:
-    """The network in ``path``, for the target written as on the command line."""
-    resolved = parse_target(target)
+def opened(path: Path, target: str | Target) -> Opened:
+    """The network in ``path``, for a target or one written as on the command line."""
+    resolved = parse_target(target) if isinstance(target, str) else target
     network = OnnxGraph.read(path)
     before = resolved.latency.network(network.workload())
     PassManager([DropIdentities(), FoldBatchNorm(), DropDeadCode()]).run(network)

@@ -1,0 +1,22 @@
+"""A network's binary for this processor with the best schedules that a database of trials has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from codegen.cpu_device import device_for
+from codegen.tune.database import Database
+from codegen.tvm_build import Binary, NoBinary, build
+from passes.errors import UnsupportedError
+
+
+def tuned_build(model: Path, database: Path, library: Path) -> Binary:
+    """Compiles ``model`` to ``library`` for one thread of this host. UnsupportedError where TVM cannot."""
+    device = device_for({})
+    trials = Database(database)
+    best = (trials.best(workload, device) for workload in trials.workloads(device))
+    schedules = {record.workload: record.schedule for record in best if record is not None}
+    made = build(model, library, {}, device=device, schedules=schedules)
+    if isinstance(made, NoBinary):
+        raise UnsupportedError(f"{model.name}: {made.reason}")
+    return made
