@@ -46,6 +46,7 @@ REPORT = {
     "notes": [],
     "output_error": {"relative_l2": None, "limit": None, "data": "", "samples": 0},
     "program": None,
+    "measurement": None,
 }
 
 Lower = Callable[[LowerConfig, Events], LowerResult]
