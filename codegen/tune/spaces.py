@@ -100,7 +100,7 @@ def _direct(plane: Plane, device: Device) -> Iterator[Schedule]:
     flat = {"flat": 1} if plane.is_pointwise and plane.size[0] > 1 else {}
     seen = plane.flattened() if flat else plane
     high, wide = seen.out
-    lanes, most = device.lanes, device.vector_registers - 2
+    lanes, most = device.lanes, device.vector_registers * 3 // 4
     orders = ("f", "y") if high > 1 else ("f",)
     unrolls = (1, 2) if plane.kernel[0] > 1 else (1,)
     phases: list[dict[str, int]] = [{"phases": 1}] if plane.strides[1] > 1 else [{}]
@@ -110,30 +110,36 @@ def _direct(plane: Plane, device: Device) -> Iterator[Schedule]:
             base = {"order": order, "unroll": unroll, **flat}
             for th in sorted({min(high, t) for t in _ROWS}):
                 for tw in widths:
-                    for oc in _channel_tiles(plane.oc, max(1, most * lanes // (th * max(tw, lanes)))):
+                    for oc in _channel_tiles(plane, max(1, most * lanes // (th * max(tw, lanes)))):
                         for extra in phases:
                             yield Schedule.of("rows", oc=oc, th=th, tw=tw, **base, **extra)
                 for tw in _position_tiles(wide, most // th):
-                    for oc in _lane_tiles(plane.oc, lanes, most // (th * tw)):
+                    for oc in _lane_tiles(plane, lanes, most // (th * tw)):
                         yield Schedule.of("channels", oc=oc, th=th, tw=tw, **base)
 
 
-def _channel_tiles(channels: int, most: int) -> list[int]:
-    """Tiles of at most 16 channels that waste little: what ``channels`` gives when cut into equal parts."""
-    tiles = {-(-channels // parts) for parts in range(1, channels + 1)}
-    return sorted(t for t in tiles if t <= min(most, 16))
+def _channel_tiles(plane: Plane, most: int) -> list[int]:
+    """Tiles of at most 16 channels that waste little: what the channels give when cut into equal parts."""
+    tiles = {-(-plane.oc // parts) for parts in range(1, plane.oc + 1)}
+    return sorted(t for t in tiles if t <= min(most, 16) and _fits_groups(plane, t))
 
 
 def _position_tiles(wide: int, most: int) -> list[int]:
     """Tiles of positions that waste little: what ``wide`` gives when cut into equal parts."""
     tiles = {-(-wide // parts) for parts in range(1, wide + 1)}
-    return sorted(t for t in tiles if t <= min(most, 24))
+    return sorted(t for t in tiles if t <= most)
 
 
-def _lane_tiles(channels: int, lanes: int, most: int) -> list[int]:
+def _lane_tiles(plane: Plane, lanes: int, most: int) -> list[int]:
     """Tiles of one to ``most`` vectors of channels, or of half and a quarter of one where there are few channels."""
-    whole = [lanes * n for n in (1, 2, 3, 4) if n <= most and (n == 1 or channels > lanes * (n - 1))]
-    return [lanes // n for n in (4, 2) if lanes // n >= max(4, channels)] + whole
+    whole = [lanes * n for n in (1, 2, 3, 4) if n <= most and (n == 1 or plane.oc > lanes * (n - 1))]
+    parts = [lanes // n for n in (4, 2) if lanes // n >= min(4, lanes) and (plane.oc <= lanes // n or plane.groups > 1)]
+    return [t for t in parts + whole if _fits_groups(plane, t)]
+
+
+def _fits_groups(plane: Plane, tile: int) -> bool:
+    """Channels of two groups never share a tile, nor is one filled up between them."""
+    return plane.groups == 1 or plane.oc % tile == 0
 
 
 def _depthwise(plane: Plane, device: Device) -> Iterator[Schedule]:
@@ -146,7 +152,7 @@ def _depthwise(plane: Plane, device: Device) -> Iterator[Schedule]:
 
 
 def _dense(work: StageWork, device: Device) -> Iterator[Schedule]:
-    lanes, most = device.lanes, device.vector_registers - 3
+    lanes, most = device.lanes, device.vector_registers * 3 // 4
     for vectors in (1, 2, 3, 4, 6, 8):
         if vectors > 1 and work.out_channels <= lanes * (vectors - 1):
             continue

@@ -39,7 +39,7 @@ def linear_cycles(work: StageWork, schedule: Schedule, device: Device) -> float:
     tiles = rounded(work.out_channels, oc) // oc * (rounded(work.batch, tw) // tw)
     step = _step(tw, 1, tw, oc, device)
     # Weights come from further away than the cache at hand, once per row of tiles.
-    step = max(step, oc / device.lanes * 0.8)
+    step = max(step, oc / device.lanes * 0.8) + 0.2 * abs(oc / device.lanes - 4) * (tw == 1)
     return tiles * (work.in_channels * (step + 0.5) + 2 * tw * _instructions(oc, device.lanes) + 10)
 
 
@@ -56,7 +56,7 @@ def _tile_cycles(plane: Plane, schedule: Schedule, device: Device) -> float:
             step += th * tw / 2
     else:
         step = _step(th * tw, 1, th * tw, oc, device)
-        store = 0.6 * th * tw * min(oc, plane.oc)
+        store = 0.9 * th * tw * min(oc, plane.oc)
     loop = 1.0 / (plane.kernel[1] if p["unroll"] else 1)
     return steps * (step + loop) + store + 10
 

@@ -9,7 +9,7 @@ axes are unrolled, from the innermost on.
 from __future__ import annotations
 
 from codegen.tune.device import Device
-from codegen.tvm_kernels.anchor import Anchored, Loop
+from codegen.tvm_kernels.anchor import Anchored, Loop, Sketch
 
 
 def schedule_rows(a: Anchored, device: Device) -> None:
@@ -20,7 +20,7 @@ def schedule_rows(a: Anchored, device: Device) -> None:
     xo, xi = s.split(x, [None, int(p["tw"])])
     outer = [n, fo, yo, xo] if p["order"] == "f" else [n, yo, fo, xo]
     s.reorder(*outer, rc, ry, rx, fi, yi, xi)
-    _finish(a, outer, [rc, ry, rx], [fi, yi], xi, pad_at=yo if p["order"] == "y" else n)
+    _finish(a, device, outer, [rc, ry, rx], [fi, yi], xi, pad_at=yo if p["order"] == "y" else n)
 
 
 def schedule_channels(a: Anchored, device: Device) -> None:
@@ -31,7 +31,7 @@ def schedule_channels(a: Anchored, device: Device) -> None:
     xo, xi = s.split(x, [None, int(p["tw"])])
     outer = [n, fo, yo, xo] if p["order"] == "f" else [n, yo, fo, xo]
     s.reorder(*outer, rc, ry, rx, yi, xi, fi)
-    _finish(a, outer, [rc, ry, rx], [yi, xi], fi, pad_at=yo if p["order"] == "y" else n)
+    _finish(a, device, outer, [rc, ry, rx], [yi, xi], fi, pad_at=yo if p["order"] == "y" else n)
 
 
 def schedule_depthwise(a: Anchored, device: Device) -> None:
@@ -42,7 +42,7 @@ def schedule_depthwise(a: Anchored, device: Device) -> None:
     xo, xi = s.split(x, [None, int(p["tw"])])
     outer = [n, f, yo, xo]
     s.reorder(*outer, rc, ry, rx, yi, xi)
-    _finish(a, outer, [rc, ry, rx], [yi], xi, pad_at=f)
+    _finish(a, device, outer, [rc, ry, rx], [yi], xi, pad_at=f)
 
 
 def schedule_dense(a: Anchored, device: Device) -> None:
@@ -52,15 +52,22 @@ def schedule_dense(a: Anchored, device: Device) -> None:
     oo, oi = s.split(o, [None, int(p["oc"])])
     outer = [*lead, oo, mo]
     s.reorder(*outer, k, mi, oi)
-    _finish(a, outer, [k], [mi], oi, pad_at=oo)
+    _finish(a, device, outer, [k], [mi], oi, pad_at=oo)
 
 
 def _finish(
-    a: Anchored, outer: list[Loop], reduced: list[Loop], tile: list[Loop], lanes: Loop, *, pad_at: Loop
+    a: Anchored,
+    device: Device,
+    outer: list[Loop],
+    reduced: list[Loop],
+    tile: list[Loop],
+    inner: Loop,
+    *,
+    pad_at: Loop,
 ) -> None:
     """Brings the output and the padded input into the loops, then unrolls and vectorizes the tile.
 
-    ``outer``, ``reduced``, ``tile`` and ``lanes``: the anchor's loops from the outermost on.
+    ``outer``, ``reduced``, ``tile`` and ``inner``: the anchor's loops from the outermost on.
     """
     s, p = a.sketch, dict(a.schedule.params)
     if p.get("flat"):
@@ -69,21 +76,46 @@ def _finish(
     s.reverse_compute_at(a.last, outer[-1])
     if a.pad is not None and int(s.get(pad_at).extent) > 1:
         s.compute_at(a.pad, pad_at)
-    s.vectorize(lanes)
-    for loop in tile:
+    # Small tiles go to the stack by themselves; this takes the larger ones there, where LLVM finds them registers.
+    s.set_scope(a.block, 0, "local")
+    for loop in (*tile, *_vectorized(s, inner, device)):
         s.unroll(loop)
     for loop in reduced[len(reduced) - int(p["unroll"]) :]:
         s.unroll(loop)
     s.decompose_reduction(a.block, reduced[0])
-    _vectorize_output(a, len(outer))
+    _vectorize_output(a, device, len(outer))
 
 
-def _vectorize_output(a: Anchored, outside: int) -> None:
+def _vectorized(s: Sketch, loop: Loop, device: Device) -> list[Loop]:
+    """Vectorizes ``loop``; where it is longer than a vector, returns the loop over whole ones around it.
+
+    LLVM takes vectors apart that are longer than a register, badly where their length is no power of two.
+    """
+    extent = int(s.get(loop).extent)
+    if extent > device.lanes and extent % device.lanes == 0:
+        around, loop = s.split(loop, [None, device.lanes])
+        s.vectorize(loop)
+        return [around]
+    if extent <= device.lanes:
+        s.vectorize(loop)
+        return []
+    return [loop]
+
+
+def _vectorize_output(a: Anchored, device: Device, outside: int) -> None:
     """The output's loops inside the tile: the innermost in vectors, the others unrolled; loops of one trip are gone."""
     s = a.sketch
     inside = s.get_loops(a.last)[outside:]
     if not inside:
         return
-    s.vectorize(inside[-1])
-    for loop in inside[:-1]:
+    extent, whole = int(s.get(inside[-1]).extent), device.lanes
+    if extent > whole and extent % whole:
+        parts = s.loop_partition(inside[-1], [extent // whole * whole, None])
+        for part in parts:
+            for loop in _vectorized(s, part, device):
+                s.unroll(loop)
+        inside = inside[:-1]
+    else:
+        inside[-1:] = _vectorized(s, inside[-1], device)
+    for loop in inside:
         s.unroll(loop)
