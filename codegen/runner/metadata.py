@@ -136,6 +136,8 @@ def read_section(library: Path, name: str) -> bytes | None:
         # e_shoff lies behind e_phoff; e_shentsize, e_shnum and e_shstrndx end the header
         (table,) = struct.unpack_from(f"{order}{'Q' if wide else 'I'}", data, 40 if wide else 32)
         size, count, names_at = struct.unpack_from(f"{order}HHH", data, 58 if wide else 46)
+        if table + count * size > len(data):
+            raise ValueError("it ends early")
         headers = []
         for index in range(count):
             at = table + index * size

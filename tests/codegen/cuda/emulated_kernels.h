@@ -39,14 +39,18 @@ struct dim3 {
 };
 static dim3 threadIdx, blockIdx, blockDim, gridDim;
 
-struct float2 { float x, y; };
-struct float4 { float x, y, z, w; };
-struct int2 { int x, y; };
-struct int4 { int x, y, z, w; };
-inline float2 make_float2(float x, float y) { return {x, y}; }
-inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
-inline int2 make_int2(int x, int y) { return {x, y}; }
-inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
+#define VECTORS(name, type)                                                       \
+  struct name##2 { type x, y; };                                                  \
+  struct name##4 { type x, y, z, w; };                                            \
+  inline name##2 make_##name##2(type x, type y) { return {x, y}; }                \
+  inline name##4 make_##name##4(type x, type y, type z, type w) { return {x, y, z, w}; }
+VECTORS(float, float)
+VECTORS(int, int)
+VECTORS(uint, unsigned)
+VECTORS(char, signed char)
+VECTORS(uchar, unsigned char)
+VECTORS(short, short)
+VECTORS(ushort, unsigned short)
 using std::max;
 using std::min;
 

@@ -32,7 +32,7 @@ def build_kernels(source: Path, ptx: Path, folder: Path) -> int:
     for name, parameters in kernels:
         types = [re.sub(r"\s*\b\w+$", "", p.replace("__restrict__", "")).strip() for p in parameters.split(",")]
         arguments = ", ".join(f"*static_cast<std::remove_const_t<{t}>*>(p[{i}])" for i, t in enumerate(types))
-        lines.append(f'static void run_{name}(void** p) {{ {name}({arguments}); }}')
+        lines.append(f"static void run_{name}(void** p) {{ {name}({arguments}); }}")
     table = "\n".join(f'  if (!std::strcmp(name, "{name}")) emulated::body = run_{name};' for name, _ in kernels)
     lines.append(
         'extern "C" int emulated_launch(const char* name, const unsigned* grid, const unsigned* block, void** p) {\n'
