@@ -8,6 +8,7 @@ from codegen.cpu_device import device_for
 from codegen.tune.database import Database
 from codegen.tvm_build import Binary, NoBinary, build
 from passes.errors import UnsupportedError
+from passes.onnx_graph import OnnxGraph
 
 
 def tuned_build(model: Path, database: Path, library: Path) -> Binary:
@@ -16,7 +17,8 @@ def tuned_build(model: Path, database: Path, library: Path) -> Binary:
     trials = Database(database)
     best = (trials.best(workload, device) for workload in trials.workloads(device))
     schedules = {record.workload: record.schedule for record in best if record is not None}
-    made = build(model, library, {}, device=device, schedules=schedules)
+    shapes = OnnxGraph.read(model).input_shapes
+    made = build(model, library, shapes, device=device, schedules=schedules, bind=True)
     if isinstance(made, NoBinary):
         raise UnsupportedError(f"{model.name}: {made.reason}")
     return made
