@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from codegen.runner.attach import c_source
+from codegen.runner.build import installed
 from codegen.runner.metadata import Metadata, TensorInfo, is_for_machine_of, read_metadata, read_section
 from passes.errors import InputError
 
@@ -67,6 +68,7 @@ def compiled(folder: Path, text: str, *options: str) -> Path:
 def test_any_text_comes_back_from_the_file_and_from_the_loader(tmp_path: Path) -> None:
     library = compiled(tmp_path, PLAIN.to_json())
     assert read_metadata(library) == PLAIN
+    ctypes.CDLL(str(installed().ffi), mode=ctypes.RTLD_GLOBAL)  # has what the library's function refers to
     loaded = ctypes.CDLL(str(library))
     address = ctypes.addressof(ctypes.c_char.in_dll(loaded, "rankc_metadata"))
     assert Metadata.from_json(ctypes.string_at(address).decode("ascii")) == PLAIN
