@@ -10,14 +10,15 @@ from __future__ import annotations
 import selectors
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from codegen.farm.address import Address, FarmError
+from codegen.farm.address import FarmError
 from codegen.farm.lane import Builder, Lane, Outcome, State, Task
-from codegen.farm.roster import Look, Roster
+from codegen.farm.pool import Pool
+from codegen.farm.roster import Look, doubt
 from codegen.farm.tracker import status
 
 _CENSUS_S = 1.0
@@ -25,52 +26,6 @@ _LOST_S = 3.0
 _IDLE_S = 0.5
 _LOOK_CALLS = 300
 _LOOK_S = 0.03
-_LONGER_THAN_IT_TOOK = 1.1
-
-
-@dataclass(frozen=True)
-class Rules:
-    """``tries`` of a task on devices before it fails. ``deadline_s``: of one try. ``build_s``: of a build.
-
-    ``lease_s``: of a session, of at most ``jobs`` tasks. ``patience_s``: for which there may be no device.
-    """
-
-    tries: int = 3
-    deadline_s: float = 20.0
-    build_s: float = 60.0
-    lease_s: float = 60.0
-    jobs: int = 8
-    patience_s: float = 90.0
-
-
-@dataclass
-class Pool:
-    """What lasts from one run to the next: the tracker's address, processes, what is known of devices.
-
-    ``reference``: library and arguments of the reference kernel. ``tell`` takes a line for each device given up.
-    """
-
-    tracker: Address
-    key: str
-    kind: str
-    rules: Rules
-    roster: Roster
-    new_builder: Callable[[], Builder]
-    most_builders: int
-    tell: Callable[[str], None]
-    reference: Mapping[str, Any] | None = None
-    lanes: list[Lane] = field(default_factory=list)
-    builders: list[Builder] = field(default_factory=list)
-    retries: int = 0
-    seen: bool = False
-
-    def close(self) -> None:
-        for lane in self.lanes:
-            lane.kill()
-        for builder in self.builders:
-            builder.process.kill()
-        self.lanes.clear()
-        self.builders.clear()
 
 
 class Dispatch:
@@ -113,14 +68,12 @@ class Dispatch:
 
     def _take(self) -> Iterator[Outcome]:
         while self._outcomes:
+            given = time.monotonic()
             yield self._outcomes.popleft()
+            # The caller's time is not time in which no device was there.
+            self._good_news += time.monotonic() - given
 
     # What there is to do, and who can do it
-
-    @property
-    def _working(self) -> list[Task]:
-        lanes = [lane.task for lane in self._pool.lanes if lane.task is not None]
-        return lanes + [builder.task for builder in self._pool.builders if builder.task is not None]
 
     @property
     def _to_come(self) -> int:
@@ -379,9 +332,8 @@ class Dispatch:
         lane.task = None
         lane.jobs += 1
         self._good_news = time.monotonic()
-        doubt = _doubt(message, self._pool.roster.limits.output_error)
-        if doubt:
-            lane.doubtful = task, doubt
+        if reason := doubt(message, self._pool.roster.limits.output_error):
+            lane.doubtful = task, reason
             self._look(lane, _LOOK_CALLS)
             return
         lane.state = State.OPEN
@@ -450,18 +402,3 @@ _DOING = {
     State.TIMING: "a job",
     State.CLOSING: "closing the session",
 }
-
-
-def _doubt(message: Mapping[str, Any], largest_error: float) -> str:
-    """Why a device's answer cannot be right, if the device is; empty where nothing speaks against it."""
-    if "samples" not in message or "wall_s" not in message:
-        return ""
-    samples = message["samples"]
-    if not samples or not min(samples) > 0:
-        return "a call took no time"
-    if sum(samples) > _LONGER_THAN_IT_TOOK * message["wall_s"]:
-        return "its calls took longer than the time that passed"
-    error = message["output_error"]
-    if not error <= largest_error:
-        return f"it computes something else: the output differs by {error:.2g} of its largest value"
-    return ""

@@ -16,8 +16,9 @@ from typing import Any, Self
 import numpy as np
 
 from codegen.farm.address import Address, FarmError
-from codegen.farm.dispatch import Dispatch, Pool, Rules
+from codegen.farm.dispatch import Dispatch
 from codegen.farm.lane import START_S, Builder, Outcome, Task
+from codegen.farm.pool import Pool, Rules
 from codegen.farm.roster import DeviceReport, Limits, Roster
 from codegen.farm.tracker import status
 from codegen.library_timing import Contender, Samples

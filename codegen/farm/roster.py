@@ -12,9 +12,10 @@ What disturbs a device passes, so a suspicious time is looked at again, over mor
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Any
 
 _LONGER_THAN_IT_TOOK = 1.1
 
@@ -182,6 +183,21 @@ class Roster:
         device.rests += 1
         device.lost = device.outdone = 0
         device.series.clear()
+
+
+def doubt(answer: Mapping[str, Any], largest_error: float) -> str:
+    """Why a device's answer cannot be right, if the device is; empty where nothing speaks against it."""
+    if "samples" not in answer or "wall_s" not in answer:
+        return ""
+    samples = answer["samples"]
+    if not samples or not min(samples) > 0:
+        return "a call took no time"
+    if sum(samples) > _LONGER_THAN_IT_TOOK * answer["wall_s"]:
+        return "its calls took longer than the time that passed"
+    error = answer["output_error"]
+    if not error <= largest_error:
+        return f"it computes something else: the output differs by {error:.2g} of its largest value"
+    return ""
 
 
 def _why_not(device: _Device, now: float) -> str:

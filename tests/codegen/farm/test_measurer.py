@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from codegen.farm.address import FarmError
-from codegen.farm.dispatch import Rules
 from codegen.farm.measurer import FarmMeasurer
+from codegen.farm.pool import Rules
 from codegen.farm.process import ChildProcess
 from codegen.farm.roster import DeviceReport, Limits
 from codegen.farm.serve import Farm, Server
@@ -157,6 +157,18 @@ def test_a_job_that_hangs_is_given_to_another_device(
     assert {timing.where for timing in timings} == {str(good.address)}
     assert report(lab, hanging).failed == "a job took longer than 3 s"
     assert lab.summary().retries == 1
+
+
+@pytest.mark.slow
+def test_a_device_that_hangs_is_back_when_its_lease_is_over(
+    farm: Farm, measurer: Callable[..., FarmMeasurer], jobs: list[Job]
+) -> None:
+    """Nobody can stop a kernel from here: the device ends the session, and whoever asked it goes on waiting."""
+    hanging = faulty(farm, "hang=3")
+    lab = measurer(Rules(tries=2, deadline_s=3.0, lease_s=7.0, patience_s=30.0))
+    timings = list(lab.measure(jobs[:1]))
+    assert timings[0].error == f"failed 2 times, {2 * f'{hanging.address}: a job took longer than 3 s; '}".rstrip("; ")
+    assert report(lab, hanging).dropped == ""
 
 
 def test_a_session_that_crashes_costs_the_device_nothing_but_the_job(

@@ -34,7 +34,9 @@ def test_nothing_is_left_of_a_farm(gone: Callable[[set[int]], bool]) -> None:
 
 
 @linux
-def test_nothing_is_left_when_the_process_that_serves_is_killed(gone: Callable[[set[int]], bool]) -> None:
+def test_nothing_is_left_when_the_process_that_serves_is_killed(
+    gone: Callable[[set[int]], bool], tmp_path: Path
+) -> None:
     code = (
         "from codegen.farm.serve import Farm\n"
         "import time\n"
@@ -42,7 +44,9 @@ def test_nothing_is_left_when_the_process_that_serves_is_killed(gone: Callable[[
         "print(farm._process.pid, farm.add_server('lab').process.pid, flush=True)\n"
         "time.sleep(600)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as serving:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}  # a folder is all that is left
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as serving:
         assert serving.stdout is not None
         groups = set(map(int, serving.stdout.readline().split()))
         assert len(groups) == 2
@@ -115,3 +119,14 @@ def test_devices_may_join_a_tracker_that_is_there(farm: Farm) -> None:
 def test_a_key_is_one_word(farm: Farm) -> None:
     with pytest.raises(UsageError, match="'my lab' is no key of devices"):
         farm.add_server("my lab")
+
+
+def test_what_steers_a_farm_loads_no_tvm() -> None:
+    code = (
+        "import sys, codegen.farm.measurer, codegen.farm.serve\n"
+        "print(sorted({'tvm', 'tvm_ffi', 'torch', 'tornado'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.strip() == "[]"
