@@ -222,16 +222,12 @@ class Dispatch:
         return None
 
     def _leased(self, lane: Lane, deadline_s: float, now: float) -> bool:
-        return lane.leased_until - now > deadline_s + self._look_deadline_s
-
-    @property
-    def _look_deadline_s(self) -> float:
-        return self._pool.rules.deadline_s / 2
+        return lane.leased_until - now > deadline_s + self._pool.rules.look_s
 
     def _look(self, lane: Lane, calls: int) -> None:
         assert self._pool.reference is not None
         scale = calls / _LOOK_CALLS
-        lane.look(self._pool.reference, calls, _LOOK_S * scale, self._look_deadline_s)
+        lane.look(self._pool.reference, calls, _LOOK_S * scale, self._pool.rules.look_s)
 
     # What they say
 
@@ -276,7 +272,7 @@ class Dispatch:
             return
         if self._pool.roster.usable(str(offer.device), now):
             longest = max((task.deadline_s for task in self._unanswered), default=0.0)
-            lane.open(offer, max(self._pool.rules.lease_s, longest + 2 * self._look_deadline_s))
+            lane.open(offer, max(self._pool.rules.lease_s, longest + 2 * self._pool.rules.look_s))
         # Else nobody comes for this offer; the device makes another one after some seconds.
 
     def _advance(self, lane: Lane, message: dict[str, Any], now: float) -> None:

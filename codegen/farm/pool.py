@@ -25,6 +25,11 @@ class Rules:
     jobs: int = 8
     patience_s: float = 90.0
 
+    @property
+    def look_s(self) -> float:
+        """What a look at the reference kernel may take."""
+        return self.deadline_s / 2
+
 
 @dataclass
 class Pool:
