@@ -42,8 +42,14 @@ class Database:
         self._warn = warn
         self._journal = Journal(path, warn)
         self._guard = threading.RLock()
+        self._read = 0
         self._forget()
         self.refresh()
+
+    @property
+    def foreign(self) -> int:
+        """How many records were read that this object did not write: it grows while others write."""
+        return self._read
 
     def refresh(self) -> int:
         """Reads what was added to the file since; returns how many records that is."""
@@ -168,6 +174,7 @@ class Database:
                 self._warn(f"{self.path}: line {self._journal.lines} is damaged and was skipped: {error}")
                 continue
             self._count += 1
+            self._read += 1
             self._take(record)
 
     def _append(self, records: Sequence[Record]) -> None:

@@ -86,9 +86,7 @@ def tune(config: TuneConfig, events: Events) -> dict[str, Any]:
         raise UnsupportedError(f"every trial of every layer broke; the first: {summary.outcomes[0].error}")
     if not summary.complete:
         few = [o for o in summary.outcomes if o.ended == "time"]
-        watched.warning(
-            f"time was up: {len(few)} of {len(summary.outcomes)} kernels had fewer trials than they may"
-        )
+        watched.warning(f"time was up: {len(few)} of {len(summary.outcomes)} kernels had fewer trials than they may")
     dropped = database.compact(config.compact) if config.compact is not None else 0
     return _report(config, device, database, layers, summary, watched, {"merged": merged, "dropped": dropped})
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from heapq import nlargest
@@ -25,6 +27,9 @@ _SLOW_FLOPS = 10e9
 _NEIGHBOURS = 2
 _LEAD = 4
 """Trials until a workload knows more of itself than its neighbours can tell."""
+
+_SHARED = 4
+"""Trials after which a process looks at what others have done, where there are others."""
 
 _GAIN = 0.01
 """Relative gain that counts as one: the minimum comes back within it."""
@@ -94,11 +99,10 @@ class _Task:
     workload: Workload
     default: Schedule
     left: int
-    known: int = 0
+    known: set[Schedule] = field(default_factory=set)
     measured: int = 0
     stale: int = 0
     best_s: float | None = None
-    waiting: set[Schedule] = field(default_factory=set)
     ended: str = ""
 
 
@@ -106,8 +110,8 @@ class Tuner:
     """Fills ``database`` with trials by ``measurer`` of what ``proposer`` proposes.
 
     Every trial is kept the moment it is measured, so whatever ends a run loses what was in work and nothing else. One
-    process may tune while others read or tune as well; a schedule that two choose at once is measured twice, and none
-    that is in the database when it is chosen.
+    process may tune while others read or tune as well: they share the work, and now and then measure a trial twice that
+    both have begun.
     """
 
     def __init__(self, database: Database, measurer: Measurer, proposer: Proposer) -> None:
@@ -115,6 +119,7 @@ class Tuner:
         self._measurer = measurer
         self._proposer = proposer
         self.device = measurer.device
+        self._foreign, self._rounds = database.foreign, 0
 
     def tune(
         self,
@@ -130,13 +135,18 @@ class Tuner:
         """
         events = events or QuietEvents()
         self.database.refresh()
-        wanted = list(dict.fromkeys(workloads))
-        tasks = [self._task(workload, stopping) for workload in wanted]
+        tasks = [
+            _Task(workload, self._proposer.default(workload), stopping.trials) for workload in dict.fromkeys(workloads)
+        ]
+        for task in tasks:
+            self._catch_up(task)
         complete = True
-        with events.stage("tune", sum(task.left for task in tasks)) as progress:
+        with events.stage("tune", sum(max(0, task.left) for task in tasks)) as progress:
             while complete and (jobs := self._round(tasks, stopping, progress)):
-                complete = self._measure(jobs, tasks, stopping, progress, out_of_time)
-        summary = Summary(tuple(self._outcome(task) for task in tasks), complete)
+                complete = self._measure(jobs, {task.workload: task for task in tasks}, progress, out_of_time)
+            if not complete:
+                self._round(tasks, stopping, progress)  # some may have had their last trial just then
+        summary = Summary(tuple(self._outcome(task) for task in tasks), all(task.ended for task in tasks))
         for outcome in summary.unusable:
             events.warning(f"{outcome.workload.key}: every trial of {outcome.trials} broke: {outcome.error}")
         return summary
@@ -146,16 +156,19 @@ class Tuner:
         best = self.database.best(workload, self.device)
         return None if best is None else best.seconds
 
-    def _task(self, workload: Workload, stopping: Stopping) -> _Task:
-        task = _Task(workload, self._proposer.default(workload), stopping.trials)
-        for record in self.database.trials(workload, self.device):
-            _count(task, record.seconds)
-        task.left = max(0, task.left)
-        return task
+    def _catch_up(self, task: _Task) -> int:
+        """Books the trials that earlier runs and other processes have made of the workload; returns how many."""
+        new = [r for r in self.database.trials(task.workload, self.device) if r.schedule not in task.known]
+        for record in new:
+            _count(task, record.schedule, record.seconds)
+        return len(new)
 
     def _round(self, tasks: list[_Task], stopping: Stopping, progress: Progress) -> list[Job]:
         """The next jobs: of each workload the same number, few enough that what they show can guide the next round."""
         rates = self._highest_rates()
+        for task in tasks:
+            if not task.ended and (others := self._catch_up(task)):
+                progress.advance(others)
         open_tasks = [task for task in tasks if not task.ended and not self._ends(task, stopping, rates, progress)]
         each = max(1, 4 // max(1, len(open_tasks)))
         jobs = []
@@ -167,35 +180,50 @@ class Tuner:
             chosen = self._proposer.propose(task.workload, known, neighbours, count)
             if not chosen:
                 self._end(task, "exhausted", progress)
-            task.waiting = set(chosen)
             jobs += [Job(task.workload, schedule, self._repeats(task)) for schedule in chosen]
         return jobs
 
     def _measure(
-        self,
-        jobs: list[Job],
-        tasks: list[_Task],
-        stopping: Stopping,
-        progress: Progress,
-        out_of_time: Callable[[], bool],
+        self, jobs: list[Job], tasks: Mapping[Workload, _Task], progress: Progress, out_of_time: Callable[[], bool]
     ) -> bool:
-        """Measures a round; False where time ran out."""
-        by_workload = {task.workload: task for task in tasks}
+        """Measures a round; False where time ran out.
+
+        Where another process tunes into the same database, a round is done in an order of its own and a few jobs at a
+        time, and what the other one has measured meanwhile is left out.
+        """
+        rest = list(jobs)
+        first = not self._rounds and len(jobs) >= 4 * _SHARED  # when it is not known yet whether there are others
+        self._rounds += 1
+        while rest:
+            others = self.database.foreign > self._foreign
+            if others:
+                self._foreign = self.database.foreign
+                random.Random(os.getpid()).shuffle(rest)
+            size = _SHARED if first or others else len(rest)
+            first = False
+            now, rest = rest[:size], rest[size:]
+            if not self._answered(now, tasks, progress, out_of_time):
+                return False
+            self.database.refresh()
+            rest = [job for job in rest if self.database.trial(job.workload, self.device, job.schedule) is None]
+        return True
+
+    def _answered(
+        self, jobs: list[Job], tasks: Mapping[Workload, _Task], progress: Progress, out_of_time: Callable[[], bool]
+    ) -> bool:
+        waiting = {(job.workload, job.schedule) for job in jobs}
         with _given_up(self._measurer.measure(jobs)) as timings:
             for timing in timings:
-                task = by_workload[timing.job.workload]
                 self.database.add(timing, self.device)
-                task.waiting.discard(timing.job.schedule)
+                task = tasks[timing.job.workload]
                 task.measured += 1
-                _count(task, timing.seconds)
+                _count(task, timing.job.schedule, timing.seconds)
+                waiting.discard((timing.job.workload, timing.job.schedule))
                 progress.advance(note=task.workload.key)
                 if out_of_time():
-                    for other in tasks:
-                        other.ended = other.ended or "time"
                     return False
-        lost = [task.workload.key for task in tasks if task.waiting]
-        if lost:
-            raise RuntimeError(f"the measurer gave no answer for {', '.join(lost)}")
+        if waiting:
+            raise RuntimeError(f"the measurer gave no answer for {', '.join(sorted(w.key for w, _ in waiting))}")
         return True
 
     def _ends(self, task: _Task, stopping: Stopping, rates: list[tuple[float, Workload]], progress: Progress) -> bool:
@@ -206,7 +234,7 @@ class Tuner:
             reason = "patience"
         elif (
             task.best_s is not None
-            and task.known >= _LEAD
+            and len(task.known) >= _LEAD
             and _rate(task.workload, task.best_s) >= stopping.attainable * highest
         ):
             reason = "attainable"
@@ -217,7 +245,7 @@ class Tuner:
 
     def _end(self, task: _Task, reason: str, progress: Progress) -> None:
         task.ended = reason
-        if task.left:
+        if task.left > 0:
             progress.advance(task.left)
 
     def _outcome(self, task: _Task) -> Outcome:
@@ -232,7 +260,7 @@ class Tuner:
             len(broken),
             task.measured,
             broken[0].error if broken else "",
-            task.ended,
+            task.ended or "time",
         )
 
     def _highest_rates(self) -> list[tuple[float, Workload]]:
@@ -251,10 +279,10 @@ class Tuner:
         return int(min(max(_MEASURING_S / seconds, _FEWEST), _MOST))
 
 
-def _count(task: _Task, seconds: float | None) -> None:
+def _count(task: _Task, schedule: Schedule, seconds: float | None) -> None:
     """Books a trial of the task's workload, known or new."""
     task.left -= 1
-    task.known += 1
+    task.known.add(schedule)
     if seconds is not None and (task.best_s is None or seconds < task.best_s * (1 - _GAIN)):
         task.stale = 0
     elif task.best_s is not None:
