@@ -23,7 +23,7 @@ from passes.core.cost import Cost, Kind, OpWork, StageWork, least_cost
 CALL_S = 1e-7
 """What a kernel costs in a network beyond its own time: its call by the program, and operands that come from afar."""
 
-_BYTES_PER_S = 20e9
+_BYTES_PER_S = 100e9
 _FLOPS_PER_LANE = 3e9
 _FUSED = ACTIVATIONS | {"BatchNormalization", "Add", "Sub", "Mul", "Div", "Identity", "Dropout", "Cast"}
 """Computed in the loops of the kernel whose result they take."""

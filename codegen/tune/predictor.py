@@ -27,7 +27,7 @@ Array = NDArray[Any]
 _FLOPS_PER_LANE = 6e9
 """Of a core: a vector multiply-add a cycle at 3 GHz."""
 
-_BYTES_PER_S = 20e9
+_BYTES_PER_S = 100e9
 _CALL_S = 3e-7
 _DEVICE_SD = 1.0
 """How far the prior's level may be off, as a standard deviation of the logarithm: it knows no clock."""
