@@ -30,13 +30,8 @@ class Reference:
 
     @classmethod
     def of(cls, workload: Workload, seed: int = 0) -> Reference:
-        """Random arrays; all positions of a small output, of a large one the first, the last and some between.
-
-        ValueError for a transposed convolution, which no template takes.
-        """
+        """Random arrays; all positions of a small output, of a large one the first, the last and some between."""
         work, geometry = workload.work, workload.work.geometry
-        if geometry.transposed:
-            raise ValueError("transposed convolutions have no reference")
         rng = np.random.default_rng(seed)
         groups = geometry.groups
         x = rng.standard_normal((work.batch, work.in_channels, *work.spatial), np.float32)
