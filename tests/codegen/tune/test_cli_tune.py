@@ -126,12 +126,12 @@ def test_databases_are_merged_and_compacted(model: Path, tmp_path: Path, measure
 
 
 def test_layers_without_a_template_are_named(tmp_path: Path, measurer: KnownTimes, capfd: Any) -> None:
-    body = "net (float[1,4,8,8] x) => (float[1,3,10,10] y) { y = ConvTranspose (x, u) }"
+    body = "net (float[1,4,8,8,8] x) => (float[1,3,6,6,6] y) { y = Conv (x, u) }"
     path = tmp_path / "net.onnx"
-    onnx.save(onnx_model(body, {"u": normal(4, 3, 3, 3)}), path)
+    onnx.save(onnx_model(body, {"u": normal(3, 4, 3, 3, 3)}), path)
     assert call(str(path), "--database", str(tmp_path / "d"), "-q", "--json", str(tmp_path / "report")) == 0
     report = json.loads((tmp_path / "report").read_text())
-    assert report["without_template"] == [{"workload": "conv_transpose 1x4x8x8 -> 3, kernel 3x3, float32", "layers": 1}]
+    assert report["without_template"] == [{"workload": "conv 1x4x8x8x8 -> 3, kernel 3x3x3, float32", "layers": 1}]
     assert report["workloads"] == [] and measurer.asked == []
 
 
