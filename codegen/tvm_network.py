@@ -8,7 +8,7 @@ become one function (:mod:`codegen.tvm_network_flat`) where all shapes are known
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +18,15 @@ from codegen.tune.device import Device
 from codegen.tune.schedule import ScheduleSource
 from codegen.tvm_network_flat import flattened
 from codegen.tvm_network_link import linker
-from codegen.tvm_network_onnx import Refused, first_line
+from codegen.tvm_network_onnx import Refused, first_line, fold_constants
+from codegen.tvm_network_rewrites import rewritten
 
 if TYPE_CHECKING:
     import onnx
+
+
+_ONNX = ("", "ai.onnx")
+"""Domains of ONNX's own operators."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +56,21 @@ class Lowered:
 
 
 def imported(model: onnx.ModelProto) -> Any:
-    """``model`` as a Relax module. Refused with the node that the importer does not take."""
+    """``model`` as a Relax module. Refused with the node that the importer does not take, in no other form either."""
     from codegen.tvm_kernels.imports import load_tvm
 
     load_tvm()
-    from tvm.relax.frontend.onnx import from_onnx
+    from tvm.relax.frontend.onnx import from_onnx, onnx_frontend
 
     inputs = len(model.graph.input)
+    known = {*onnx_frontend._get_convert_map(), "If"}
+    if model.functions or _unknown(model.graph, known) is not None:
+        model = rewritten(model, known)
+        node = _unknown(model.graph, known)
+        if node is not None:
+            raise Refused(f"TVM cannot import {_named(node)}: its importer has no such operator", by_tvm=True)
+        if all(node.domain in _ONNX for node in model.graph.node):
+            model = fold_constants(model)
     try:
         module = from_onnx(model)
     except Exception as error:  # the importer raises whatever the operator's converter hits
@@ -75,8 +88,25 @@ def import_reason(error: Exception) -> str:
         if trace.tb_frame.f_code.co_name == "_construct_nodes":
             node = trace.tb_frame.f_locals.get("node", node)
         trace = trace.tb_next
-    at = "the network" if node is None else f"{node.op_type} {node.name or node.output[0]!r}"
+    at = "the network" if node is None else _named(node)
     return f"TVM cannot import {at}: {first_line(error)}"
+
+
+def _unknown(graph: onnx.GraphProto, known: Collection[str]) -> onnx.NodeProto | None:
+    """The first node of ONNX's own domain, in a branch too, whose operator is not among the ``known`` ones."""
+    for node in graph.node:
+        if node.domain in _ONNX and node.op_type not in known:
+            found: onnx.NodeProto | None = node
+            return found
+        for attribute in node.attribute:
+            found = _unknown(attribute.g, known) if attribute.HasField("g") else None
+            if found is not None:
+                return found
+    return None
+
+
+def _named(node: onnx.NodeProto) -> str:
+    return f"{node.op_type} {node.name or node.output[0]!r}"
 
 
 def lowered(module: Any, device: Device, source: ScheduleSource) -> Lowered:

@@ -104,6 +104,17 @@ def test_several_results_other_shapes_and_integers(tmp_path: Path) -> None:
     assert not binary.notes
 
 
+def test_operators_that_the_importer_lacks_are_written_otherwise(tmp_path: Path) -> None:
+    net = Network(("x", (1, 8, 12, 12)))
+    net.node("Celu", [net.conv("x", "a", 8, 8, 3)], "c", alpha=0.5)
+    net.node("Reshape", ["c", net.integers("sequence", 8, 1, 144)], "s")
+    net.node("LSTM", ["s", net.weight("w", 1, 24, 144), net.weight("r", 1, 24, 6)], "y", hidden_size=6)
+    model = net.save(tmp_path / "m.onnx", "y")
+    binary = built(model)
+    assert binary.notes == ()
+    assert check_binary(binary, model, [feed()]).relative_l2 < 1e-5
+
+
 def test_a_result_that_no_kernel_computes_is_left_to_the_virtual_machine(tmp_path: Path) -> None:
     net = Network(("x", (1, 8, 12, 12)))
     net.node("Relu", ["x"], "y")
