@@ -78,9 +78,7 @@ class _Key:
 
 
 @lru_cache(maxsize=512)
-def _space(
-    workload: Workload, lanes: int, registers: int, names: tuple[str, ...], key: _Key
-) -> tuple[Schedule, ...]:
+def _space(workload: Workload, lanes: int, registers: int, names: tuple[str, ...], key: _Key) -> tuple[Schedule, ...]:
     del lanes, registers
     device = key.device
     if not names:
@@ -107,7 +105,7 @@ def _direct(plane: Plane, device: Device) -> Iterator[Schedule]:
     widths = [w for w in (lanes // 4, lanes // 2, lanes, 2 * lanes) if w >= 4]
     for order in orders:
         for unroll in unrolls:
-            base = {"order": order, "unroll": unroll, **flat}
+            base: dict[str, int | str] = {"order": order, "unroll": unroll, **flat}
             for th in sorted({min(high, t) for t in _ROWS}):
                 for tw in widths:
                     for oc in _channel_tiles(plane, max(1, most * lanes // (th * max(tw, lanes)))):

@@ -90,7 +90,7 @@ def _instructions(width: int, lanes: int) -> int:
 
 
 def _vector_cycles(width: int, lanes: int) -> float:
-    """Cycles of a multiply-add on ``width`` values: two units, of half of the widest vectors where they have 512 bits."""
+    """Cycles of a multiply-add on ``width`` values: two units, of half a vector where it has 512 bits."""
     unit = lanes // 2 if lanes >= 16 else lanes
     cycles = width // lanes * lanes / unit
     rest = width % lanes

@@ -36,8 +36,11 @@ class Anchored:
     rest: tuple[Block, ...]
 
     @classmethod
-    def of(cls, sketch: Sketch) -> Anchored | None:
-        """Finds the anchor of ``sketch``'s function and inlines around it; None where there is none."""
+    def of(cls, sketch: Sketch, *, alone: bool = False) -> Anchored | None:
+        """Finds the anchor of ``sketch``'s function and inlines around it; None where there is none.
+
+        ``alone``: what stands behind the anchor is left where it is.
+        """
         blocks = sketch.get_child_blocks(sketch.get_sblock("root"))
         notes = [sketch.get(block).annotations for block in blocks]
         found = [i for i, note in enumerate(notes) if WORKLOAD in note]
@@ -48,7 +51,7 @@ class Anchored:
         index = found[0]
         stages = {str(note[STAGE]): i for i, note in enumerate(notes) if STAGE in note}
         pad, out = stages.get("pad"), stages["out"]
-        behind = _in_step(sketch, blocks, out)
+        behind = [] if alone else _in_step(sketch, blocks, out)
         for block in (blocks[out], *(blocks[i] for i in behind))[:-1]:
             sketch.compute_inline(block)
         last = blocks[behind[-1] if behind else out]

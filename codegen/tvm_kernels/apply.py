@@ -45,26 +45,32 @@ def scheduled_with_notes(mod: Any, device: Device) -> tuple[Any, tuple[Note, ...
 
 
 def _function(tvm: Any, name: str, function: Any, device: Device, notes: list[Note]) -> Any:
-    for attempt in (_template, rules.schedule):
+    for attempt in (_template, _template_apart, rules.schedule):
         # Scheduling primitives write into the function that they are handed.
         sketch = tvm.s_tir.Schedule(tvm.IRModule({"main": copied(function)}))
         try:
             if attempt(sketch, device):
                 return sketch.mod["main"]
-        except (
-            Exception
-        ) as error:  # TVM's refusals have no common base: a ScheduleError, a ValueError, an InternalError
+        except Exception as error:  # TVM's refusals have no common base
             notes.append(Note(name, attempt.__name__.strip("_"), f"{type(error).__name__}: {_first_line(error)}"))
     return function
 
 
 def _template(sketch: Any, device: Device) -> bool:
-    anchored = Anchored.of(sketch)
+    return _by_template(sketch, device, Anchored.of(sketch))
+
+
+def _template_apart(sketch: Any, device: Device) -> bool:
+    """The template for the anchor alone: what follows it has loops of its own."""
+    return _by_template(sketch, device, Anchored.of(sketch, alone=True))
+
+
+def _by_template(sketch: Any, device: Device, anchored: Anchored | None) -> bool:
     if anchored is None:
         return False
     TEMPLATES[anchored.schedule.template](anchored, device)
-    for block in (*anchored.before, *anchored.rest):
-        rules.schedule_block(sketch, block, device)
+    for blocks in (anchored.before, anchored.rest):
+        rules.schedule_blocks(sketch, blocks, device)
     return True
 
 

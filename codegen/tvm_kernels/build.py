@@ -32,13 +32,10 @@ def build_kernel(workload: Workload, schedule: Schedule, device: Device) -> Any:
 def kernel_function(workload: Workload, schedule: Schedule, device: Device) -> tuple[Any, tuple[Note, ...]]:
     """The kernel's TIR function, by the way a network's functions go, and what did not apply."""
     tvm = load_tvm()
-    from tvm import relax
-
     mod = legalized(_layer(workload), device, lambda _: schedule)
     mod = fused(mod)
     mod, notes = scheduled_with_notes(mod, device)
     (function,) = (f for f in mod.functions.values() if isinstance(f, tvm.tirx.PrimFunc))
-    del relax
     return function.with_attr("global_symbol", "kernel"), notes
 
 
@@ -66,8 +63,9 @@ def kernel_shapes(workload: Workload, schedule: Schedule) -> tuple[tuple[int, ..
     """Shapes of the kernel's arguments: x, packed weights, bias, y."""
     work = workload.work
     if not work.geometry.ndim:
-        weight = tensors.pack(np.zeros((work.out_channels, work.in_channels), np.float32), workload, schedule).shape
-        return (work.batch, work.in_channels), weight, (work.out_channels,), (work.batch, work.out_channels)
+        matrix = np.zeros((work.out_channels, work.in_channels), np.float32)
+        packed = tensors.pack(matrix, workload, schedule).shape
+        return (work.batch, work.in_channels), packed, (work.out_channels,), (work.batch, work.out_channels)
     weight = np.zeros((work.out_channels, work.in_channels // work.geometry.groups, *work.geometry.kernel), np.float32)
     packed = tensors.pack(weight, workload, schedule).shape
     x = work.batch, work.in_channels, *work.spatial
@@ -91,17 +89,8 @@ def _layer(workload: Workload) -> Any:
     bb = relax.BlockBuilder()
     if geometry.ndim:
         x = relax.Var("x", relax.TensorType([work.batch, work.in_channels, *work.spatial], workload.dtype))
-        shape = (work.out_channels, work.in_channels // geometry.groups, *geometry.kernel)
-        operator = {1: relax.op.nn.conv1d, 2: relax.op.nn.conv2d, 3: relax.op.nn.conv3d}[geometry.ndim]
-        call = operator(
-            x,
-            relax.const(np.zeros(shape, workload.dtype)),
-            strides=geometry.strides,
-            padding=geometry.pads,
-            dilation=geometry.dilations,
-            groups=geometry.groups,
-        )
         bias = np.zeros((1, work.out_channels, *(1,) * geometry.ndim), workload.dtype)
+        call = _convolution(x, workload)
     else:
         x = relax.Var("x", relax.TensorType([work.batch, work.in_channels], workload.dtype))
         call = relax.op.matmul(x, relax.const(np.zeros((work.in_channels, work.out_channels), workload.dtype)))
@@ -112,3 +101,23 @@ def _layer(workload: Workload) -> Any:
             out = bb.emit_output(relax.op.nn.relu(y))
         bb.emit_func_output(out)
     return bb.get()
+
+
+def _convolution(x: Any, workload: Workload) -> Any:
+    from tvm import relax
+
+    work, geometry, nn = workload.work, workload.work.geometry, relax.op.nn
+    options = {
+        "strides": geometry.strides,
+        "padding": geometry.pads,
+        "dilation": geometry.dilations,
+        "groups": geometry.groups,
+    }
+    shape = [work.out_channels, work.in_channels // geometry.groups]
+    operators = {1: nn.conv1d, 2: nn.conv2d, 3: nn.conv3d}
+    if geometry.transposed:
+        shape = [work.in_channels, work.out_channels // geometry.groups]
+        options["output_padding"] = geometry.output_padding
+        operators = {1: nn.conv1d_transpose, 2: nn.conv2d_transpose, 3: nn.conv3d_transpose}
+    weight = relax.const(np.zeros((*shape, *geometry.kernel), workload.dtype))
+    return operators[geometry.ndim](x, weight, **options)

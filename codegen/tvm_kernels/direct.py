@@ -1,15 +1,18 @@
 """Schedules of direct convolutions: the loop nest around a tile of accumulators that stays in registers.
 
 ``rows``: a tile is ``oc`` channels by ``th`` rows by ``tw`` columns, columns in vectors; each weight is broadcast.
-``channels``: the same tile with channels in vectors; each input value is broadcast. ``order`` says what the outer loops
-walk over first: "f" tiles of channels, "y" rows, whose input stays in the cache then. ``unroll``: how many of the kernel's
-axes are unrolled, from the innermost on.
+``channels``: the same tile with channels in vectors; each input value is broadcast. ``order``: what the outer loops
+walk over first, "f" tiles of channels, "y" rows, whose input stays in the cache then. ``unroll``: how many of the
+kernel's axes are unrolled, from the innermost on.
 """
 
 from __future__ import annotations
 
 from codegen.tune.device import Device
 from codegen.tvm_kernels.anchor import Anchored, Loop, Sketch
+
+_PARALLEL_MACS = 1_000_000
+"""From how many multiply-adds on, some 20 us, threads are worth being woken."""
 
 
 def schedule_rows(a: Anchored, device: Device) -> None:
@@ -82,8 +85,26 @@ def _finish(
         s.unroll(loop)
     for loop in reduced[len(reduced) - int(p["unroll"]) :]:
         s.unroll(loop)
+    if device.threads > 1 and a.workload.work.macs >= _PARALLEL_MACS:
+        outer = _parallel(a, outer, pad_at)  # TVM wants the sum in one piece for this
     s.decompose_reduction(a.block, reduced[0])
     _vectorize_output(a, device, len(outer))
+
+
+def _parallel(a: Anchored, outer: list[Loop], pad_at: Loop) -> list[Loop]:
+    """Shares the outer loops among threads, all but the innermost: a thread gets whole rows of tiles.
+
+    Returns the outer loops that there are then.
+    """
+    s = a.sketch
+    inside = a.pad is not None and int(s.get(pad_at).extent) > 1
+    shared = outer[: outer.index(pad_at) + 1] if inside else outer[:-1] or outer
+    together = s.fuse(*shared) if len(shared) > 1 else shared[0]
+    s.parallel(together)
+    if a.pad is not None and not inside:
+        loops = s.get_loops(a.pad)
+        s.parallel(s.fuse(*loops[:2]))
+    return [together, *outer[len(shared) :]]
 
 
 def _vectorized(s: Sketch, loop: Loop, device: Device) -> list[Loop]:

@@ -6,6 +6,7 @@ outside a vector of neighbouring results, or sums several results at once where 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import takewhile
 from math import prod
 from typing import Any
@@ -25,20 +26,24 @@ _FEW_TAPS = 32
 
 def schedule(sketch: Any, device: Device) -> bool:
     """Schedules every block of ``sketch``'s function; True, for it always has something to do."""
-    root = sketch.get_sblock("root")
-    for block in sketch.get_child_blocks(root)[:-1]:
-        _inline(sketch, block)
-    for block in sketch.get_child_blocks(root):
-        schedule_block(sketch, block, device)
+    schedule_blocks(sketch, sketch.get_child_blocks(sketch.get_sblock("root")), device)
     return True
+
+
+def schedule_blocks(sketch: Any, blocks: Sequence[Any], device: Device) -> None:
+    """Inlines what can be of ``blocks``, which stand in a function's root one after another; schedules the others."""
+    left = [block for block in blocks[:-1] if not _inline(sketch, block)]
+    for block in (*left, *blocks[-1:]):
+        schedule_block(sketch, block, device)
 
 
 def schedule_block(sketch: Any, block: Any, device: Device) -> None:
     """Schedules one block in its own loops; leaves loops of symbolic extents and scans as they are."""
     loops = sketch.get_loops(block)
     kinds = [int(var.iter_type) for var in sketch.get(block).iter_vars]
-    extents = [getattr(sketch.get(loop).extent, "value", None) for loop in loops]
-    if not loops or None in extents or len(kinds) != len(loops):
+    sizes = [getattr(sketch.get(loop).extent, "value", None) for loop in loops]
+    extents = [int(size) for size in sizes if size is not None]
+    if not loops or not len(extents) == len(kinds) == len(loops):
         return
     if all(kind == _SPATIAL for kind in kinds):
         _elementwise(sketch, block, loops, extents, device)
@@ -46,12 +51,14 @@ def schedule_block(sketch: Any, block: Any, device: Device) -> None:
         _reduction(sketch, block, loops, kinds, extents, device)
 
 
-def _inline(sketch: Any, block: Any) -> None:
-    """Inlines an elementwise block that one elementwise block reads."""
+def _inline(sketch: Any, block: Any) -> bool:
+    """Inlines an elementwise block that one elementwise block reads; True if it was."""
     consumers = sketch.get_consumers(block)
     both = (block, *consumers)
-    if len(consumers) == 1 and all(int(v.iter_type) == _SPATIAL for b in both for v in sketch.get(b).iter_vars):
-        sketch.compute_inline(block)
+    if len(consumers) != 1 or any(int(v.iter_type) != _SPATIAL for b in both for v in sketch.get(b).iter_vars):
+        return False
+    sketch.compute_inline(block)
+    return True
 
 
 def _elementwise(sketch: Any, block: Any, loops: list[Any], extents: list[int], device: Device) -> None:
@@ -69,9 +76,7 @@ def _elementwise(sketch: Any, block: Any, loops: list[Any], extents: list[int], 
     _parallel(sketch, outer, prod(extents), device)
 
 
-def _reduction(
-    sketch: Any, block: Any, loops: list[Any], kinds: list[int], extents: list[int], device: Device
-) -> None:
+def _reduction(sketch: Any, block: Any, loops: list[Any], kinds: list[int], extents: list[int], device: Device) -> None:
     spatial = [i for i, kind in enumerate(kinds) if kind == _SPATIAL]
     reduced = [loops[i] for i, kind in enumerate(kinds) if kind == _REDUCTION]
     last = next((i for i in reversed(spatial) if extents[i] > 1), spatial[-1])
@@ -118,7 +123,7 @@ def _neighbours(block: Any, extents: list[int]) -> int:
 
 
 def _walks_along(block: Any, axis: int) -> bool:
-    """True if neighbours along ``axis`` of the output come from neighbours of the inputs' last axes, or from one value."""
+    """True if neighbours along ``axis`` of the output come from neighbours in the inputs' last axes, or one value."""
     from tvm import sym
 
     variable = block.iter_vars[axis].var

@@ -107,7 +107,7 @@ def direct(x: Tensor, w: Tensor, plane: Plane, schedule: Schedule, attrs: Attrs,
             y, z = 0, y * width + z
         return anchor[a, y, z, f] if channels_last else anchor[a, f, y, z]
 
-    return output(at, whole, len(x.shape) == 3)
+    return shuffled(output(at, whole, len(x.shape) == 3), whole, attrs)
 
 
 def output(at: Callable[..., Any], plane: Plane, flat: bool) -> Tensor:
@@ -120,8 +120,48 @@ def output(at: Callable[..., Any], plane: Plane, flat: bool) -> Tensor:
     return te.compute((n, channels, high, wide), at, name="out", attrs={STAGE: "out"})
 
 
+def shuffled(phases: Tensor, plane: Plane, attrs: Attrs) -> Tensor:
+    """The output of a transposed convolution from its phases, which stand in the channels; others are as they are."""
+    from tvm import te
+
+    high, wide = plane.shuffle
+    if plane.shuffle == (1, 1):
+        return phases
+    work = Workload.parse(attrs[WORKLOAD]).work
+    own = plane.oc // (high * wide)
+
+    def value(a: Any, f: Any, *at: Any) -> Any:
+        *row, column = at
+        phase = te.indexmod(column, wide)
+        if row:
+            phase = te.indexmod(row[0], high) * wide + phase
+        channel = (te.indexdiv(f, own) * (high * wide) + phase) * own + te.indexmod(f, own)
+        return phases[(a, channel, *(te.indexdiv(y, high) for y in row), te.indexdiv(column, wide))]
+
+    return te.compute((plane.batch, work.out_channels, *work.output_spatial), value, name="shuffle")
+
+
+def phase_weight(weight: NDArray[Any], workload: Workload) -> NDArray[Any]:
+    """(O, I/groups, *kernel) of a transposed convolution as (groups x phases x O/groups, I/groups, window)."""
+    plane, geometry = Plane.of(workload), workload.work.geometry
+    assert plane is not None
+    n = geometry.ndim
+    kernel, pads = ((1, *v)[-2:] for v in (geometry.kernel, (0,) * (2 - n) + geometry.pads[:n]))
+    grouped = weight.reshape(geometry.groups, -1, plane.ic, *kernel)
+    phases = np.zeros((geometry.groups, *plane.shuffle, grouped.shape[1], plane.ic, *plane.kernel), weight.dtype)
+    for phase in np.ndindex(*plane.shuffle):
+        for tap in np.ndindex(*kernel):
+            # input q + t meets the tap with r + pad = tap + t * stride; see phase_window
+            steps = [phase[a] + pads[a] - tap[a] for a in (0, 1)]
+            if any(step % s for step, s in zip(steps, plane.shuffle, strict=True)):
+                continue
+            y, x = (steps[a] // plane.shuffle[a] + plane.pads[a] for a in (0, 1))
+            phases[:, phase[0], phase[1], :, :, y, x] = grouped[..., tap[0], tap[1]]
+    return phases.reshape(-1, plane.ic, *plane.kernel)
+
+
 def packed_weight(weight: NDArray[Any], plane: Plane, tile: int) -> NDArray[Any]:
-    """(groups * oc, ic, kh, kw) as [tile][ic][kh][kw][oc of the tile]; the last tile of a group is filled with zeros."""
+    """(groups * oc, ic, kh, kw) as [tile][ic][kh][kw][oc of the tile]; a group's last tile is filled with zeros."""
     step = rounded(plane.oc, tile)
     grouped = weight.reshape(plane.groups, plane.oc, plane.ic, *plane.kernel)
     filled = np.zeros((plane.groups, step, *grouped.shape[2:]), weight.dtype)
@@ -173,6 +213,8 @@ def pack(weight: NDArray[Any], workload: Workload, schedule: Schedule) -> NDArra
     plane = Plane.of(workload)
     if plane is None:
         return packed_matrix(weight, int(schedule["oc"]))
+    if workload.work.geometry.transposed:
+        weight = phase_weight(weight, workload)
     return packed_weight(weight, plane, int(schedule["oc"]))
 
 
