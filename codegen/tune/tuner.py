@@ -230,6 +230,8 @@ class Tuner:
         highest = max((rate for rate, workload in rates if workload != task.workload), default=float("inf"))
         if task.left <= 0:
             reason = "trials"
+        elif task.default not in task.known:
+            return False  # what the others are compared with, and what a plan begins with
         elif task.stale >= stopping.waits:
             reason = "patience"
         elif (
