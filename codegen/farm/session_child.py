@@ -123,11 +123,12 @@ class _Talk:
         "LIBRARY/seconds", (blocks, calls). The clock runs on the device: a call's way to it is not in the times.
         """
         device = self._session.device(self._kind)
+        modules = {library: self._load(library) for library in dict.fromkeys(libraries)}
         machines = []
         results: dict[str, Any] = {}
         with np.load(given, allow_pickle=False) as archive:
             for index, (library, count) in enumerate(zip(libraries, inputs, strict=True)):
-                machine = self._machine(self._load(library), device)
+                machine = self._machine(modules[library], device)
                 values = [self._tvm.runtime.tensor(archive[f"{index}/{i}"], device) for i in range(count)]
                 machine.set_input("main", *values)
                 machine.invoke_stateful("main")
