@@ -23,7 +23,8 @@ from passes.errors import UnsupportedError, VerificationError
 from passes.onnx_graph import OnnxGraph
 
 CONFIDENCE = 0.95
-_BLOCKS, _CALLS = 12, 20
+BLOCKS, CALLS = 12, 20
+"""Rounds in which the libraries take turns, and calls of each in a round."""
 _DENSE, _REWRITTEN = "input", "result"
 
 
@@ -59,7 +60,7 @@ class CudaEmitter:
         graph = OnnxGraph.read(model, dict(shapes))
         feeds = list(random_inputs(graph.inputs, shapes, 1, seed).batches(1))
         with events.stage("time the input"):
-            _, samples = run_on_gpu({_DENSE: self._dense.binary.library}, feeds, blocks=_BLOCKS, calls=_CALLS)
+            _, samples = run_on_gpu({_DENSE: self._dense.binary.library}, feeds, blocks=BLOCKS, calls=CALLS)
         return Cost(latency=summary(samples[_DENSE].ravel().tolist()).seconds, unit="s", kind=Kind.MEASURED)
 
     def __call__(self, request: EmissionRequest) -> Emission:
@@ -79,7 +80,7 @@ class CudaEmitter:
         if self._dense is not None:
             libraries[_DENSE] = self._dense.binary.library
         with request.events.stage("run on the GPU"):
-            outputs, samples = run_on_gpu(libraries, feeds, blocks=_BLOCKS, calls=_CALLS)
+            outputs, samples = run_on_gpu(libraries, feeds, blocks=BLOCKS, calls=CALLS)
         found = difference(outputs[_REWRITTEN], run_file(request.model, feeds, apart=True))
         limit = COARSE_RELATIVE_L2 if made.binary.coarse else RELATIVE_L2
         if not found.within(limit, MAX_ABS):

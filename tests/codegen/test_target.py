@@ -13,7 +13,7 @@ from passes.core.site import Geometry
 from passes.errors import InputError, UsageError
 
 CONV = (StageWork(Geometry((3, 3), pads=(1, 1, 1, 1)), 32, 32, (16, 16)),)
-KNOWN = "asic, cpu, edge_16x16, eyeriss_12x14, gemmini_16x16, tpu_256x256"
+KNOWN = "asic, cpu, cuda, edge_16x16, eyeriss_12x14, gemmini_16x16, tpu_256x256"
 
 
 def test_the_default_machine_under_both_its_names() -> None:
