@@ -72,8 +72,9 @@ class CpuEmitter:
         """
         self._folder = self._folder or tempfile.TemporaryDirectory(prefix="rankc-")
         graph = OnnxGraph.read(model, {name: tuple(shape) for name, shape in shapes.items()})
-        self._prices.measure([op.stage for op in graph.workload() if op.stage is not None], events)
+        # Compiled before it is tuned: what cannot be compiled is not worth a trial.
         self._dense = self._built(model, Path(self._folder.name) / LIBRARY, shapes, events)
+        self._prices.measure([op.stage for op in graph.workload() if op.stage is not None], events)
         if not self.here:
             return None
         feeds = next(iter(random_inputs(graph.inputs, shapes, 1, seed).batches(1)))
@@ -156,7 +157,7 @@ class CpuEmitter:
         used = [Workload.parse(layer.key) for layer in binary.workloads]
         tally = self._trials.tally
         return MeasurementReport(
-            self.device.key,
+            self.device.model,
             self.device.threads,
             CONFIDENCE,
             tuple(_contender(name, times, samples[_DENSE]) for name, times in samples.items()),

@@ -7,7 +7,7 @@ taken care of by :class:`codegen.plan_search.PlanSearch`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -44,8 +44,11 @@ class Trials(Protocol):
         """Those that more trials may still be made of."""
         ...
 
-    def make(self, workloads: Sequence[Workload], events: Events) -> int:
-        """Tries schedules of each of the workloads; returns how many trials were made, broken ones included."""
+    def make(self, workloads: Sequence[Workload], events: Events, out_of_time: Callable[[], bool]) -> int:
+        """Tries schedules of each of the workloads; returns how many trials were made, broken ones included.
+
+        ``out_of_time`` is asked after each.
+        """
         ...
 
 
@@ -107,12 +110,14 @@ class CpuLatency:
             return []
         return [workload.work for workload in self._trials.wanting(_workloads(works))]
 
-    def measure(self, works: Sequence[StageWork], events: Events) -> bool:
+    def measure(
+        self, works: Sequence[StageWork], events: Events, out_of_time: Callable[[], bool] = lambda: False
+    ) -> bool:
         """Makes trials of those stages that want them; True where any was made: prices may have moved then."""
         if self._trials is None:
             return False
         wanting = self._trials.wanting(_workloads(works))
-        made = self._trials.make(wanting, events) if wanting else 0
+        made = self._trials.make(wanting, events, out_of_time) if wanting else 0
         if made:
             self._learn()
         return made > 0

@@ -71,13 +71,16 @@ class DeviceTrials:
         few = (w for w in dict.fromkeys(workloads) if len(self.database.known(w, self.device)) < self._enough)
         return [workload for workload in few if workload not in self._asked]
 
-    def make(self, workloads: Sequence[Workload], events: Events) -> int:
+    def make(
+        self, workloads: Sequence[Workload], events: Events, out_of_time: Callable[[], bool] = lambda: False
+    ) -> int:
         if self._make_measurer is None or not workloads:
             return 0
         if self._measurer is None:
             self._measurer = self._make_measurer()
-        summary = Tuner(self.database, self._measurer, self._proposer).tune(workloads, self._stopping, events)
-        self._asked.update(workloads)
+        tuner = Tuner(self.database, self._measurer, self._proposer)
+        summary = tuner.tune(workloads, self._stopping, events, out_of_time)
+        self._asked.update(outcome.workload for outcome in summary.outcomes if outcome.ended != "time")
         self._tuned.update(o.workload for o in summary.outcomes if o.measured)
         self._made += summary.measured
         self._failed += sum(min(outcome.broken, outcome.measured) for outcome in summary.outcomes)

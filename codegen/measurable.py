@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 from codegen.events import Events
@@ -25,6 +25,8 @@ class MeasurablePrices(LatencyModel, Protocol):
         """The stages that :meth:`measure` would make trials of."""
         ...
 
-    def measure(self, works: Sequence[StageWork], events: Events) -> bool:
-        """Makes trials of those stages that want them; True where prices may have moved."""
+    def measure(
+        self, works: Sequence[StageWork], events: Events, out_of_time: Callable[[], bool] = lambda: False
+    ) -> bool:
+        """Makes trials of those stages that want them, till ``out_of_time``; True where prices may have moved."""
         ...

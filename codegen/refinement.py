@@ -55,6 +55,7 @@ class Refinement:
     def __init__(self, effort: TuningEffort, out_of_time: Callable[[], bool], events: Events) -> None:
         self.effort, self.out_of_time, self.events = effort, out_of_time, events
         self.stages, self.rounds, self.seconds = 0, 0, 0.0
+        self._started: float | None = None
 
     def settle(
         self,
@@ -85,15 +86,17 @@ class Refinement:
                 return sure.status != "infeasible" or hoped.status == "infeasible"
             self.stages += len(wanted[:room])
             self.rounds += 1
-            started = time.perf_counter()
-            model.measure(wanted[:room], self.events)
-            self.seconds += time.perf_counter() - started
+            self._started = time.perf_counter()
+            model.measure(wanted[:room], self.events, self._late)
+            self.seconds += time.perf_counter() - self._started
+            self._started = None
             space.reprice()
             gap = self.effort.gap / 2
         raise AssertionError("the last turn returns")
 
     def _late(self) -> bool:
-        return self.seconds > self.effort.seconds or self.out_of_time()
+        now = 0.0 if self._started is None else time.perf_counter() - self._started
+        return self.seconds + now > self.effort.seconds or self.out_of_time()
 
     def _worth_measuring(self, space: Space, problem: RankProblem, plan: RankPlan) -> list[StageWork]:
         """Stages of the plan's chains, then of those that might replace them were they a little cheaper."""

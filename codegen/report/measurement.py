@@ -27,7 +27,7 @@ class Contender:
 class MeasurementReport:
     """A tuned binary, measured whole.
 
-    ``device``: the processor and what the code was compiled for. ``database``: the file of trials; ``trials`` were
+    ``device``: the processor's own name. ``database``: the file of trials; ``trials`` were
     made in this run, ``failed`` of them without a time, and the schedules of ``from_database`` layers' kernels were
     taken from it without a trial. ``predicted_s``: the sum over the kernels' own times. ``untuned``: kernels of the
     binary that have a default schedule, since none was tuned for them. ``notes``: what the compiler was to do for the

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -42,7 +42,7 @@ class MadeUpTrials:
     def wanting(self, workloads: Sequence[Workload]) -> list[Workload]:
         return [w for w in workloads if w not in self.times]
 
-    def make(self, workloads: Sequence[Workload], events: Events) -> int:
+    def make(self, workloads: Sequence[Workload], events: Events, out_of_time: Callable[[], bool]) -> int:
         self.asked += workloads
         self.times |= {w: truth_s(w.work) for w in workloads}
         return len(workloads)
