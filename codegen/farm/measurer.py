@@ -35,6 +35,7 @@ REFERENCE = Workload.of(StageWork(Geometry((3, 3), pads=(1, 1, 1, 1)), 32, 32, (
 
 _MEASURING_S = 2.0
 _NETWORK_S = 300.0
+_MOST_BUILDERS = 8
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ class FarmMeasurer:
 
     All devices of a key are taken for equal to ``device``. One that dies, hangs or lies is given up, its jobs go to
     others, and :meth:`summary` says so. A slow kernel is called less often than a job asks for: for about 2 s.
-    ``builders`` processes compile, by default one for each core of this process. ``tell`` takes a line for each device
-    that is given up. FarmError where no tracker answers, or no device is left.
+    ``builders`` processes compile, by default one for each core of this process, 8 at most. ``tell`` takes a line for
+    each device that is given up. FarmError where no tracker answers, or no device is left.
 
     ``network_device``: the one that :meth:`network` measured on last.
     """
@@ -89,7 +90,7 @@ class FarmMeasurer:
             rules or Rules(),
             Roster(limits or Limits()),
             lambda: Builder(build_module, setup),
-            builders or _cores(),
+            builders or min(_cores(), _MOST_BUILDERS),
             tell or (lambda _line: None),
         )
         self._ids = itertools.count(1)

@@ -90,7 +90,8 @@ class Farm:
             "tracker": [self.tracker.host, self.tracker.port],
             "cores": list(cores),
         }
-        variables = {"TVM_NUM_THREADS": str(threads), **(environment or {})}
+        # TVM would bind its threads to the machine's first cores, whichever are this device's.
+        variables = {"TVM_NUM_THREADS": str(threads), "TVM_BIND_THREADS": "0", **(environment or {})}
         process = self._start(module, request, variables)
         server = Server(key, Address(self.host, 0), process, module, request, variables)
         self.servers.append(server)

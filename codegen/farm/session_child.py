@@ -25,7 +25,6 @@ import numpy as np
 from codegen.farm.answering import Handler, answer_all, one_line
 from codegen.tune.reference import Reference
 
-_LEAST_CALLS = 5
 _WARM_UP_MS = 100
 _PING = "tvm.rpc.server.workpath"
 
@@ -93,7 +92,8 @@ class _Talk:
     def _time(self, library: str, arguments: str, calls: int, limit_s: float) -> Answer:
         """Runs ``kernel`` of the library on the device: once for what it computes, then ``calls`` times, one by one.
 
-        ``arguments``: the file that a builder wrote. A slow kernel is called less often, for about ``limit_s``.
+        ``arguments``: the file that a builder wrote. A slow kernel is called less often, for about ``limit_s``, one
+        that takes longer than that once. TVM's evaluator puts a call that is not counted before each series.
         """
         module, device = self._load(library), self._session.device(self._kind)
         with np.load(arguments, allow_pickle=False) as archive:
@@ -103,9 +103,10 @@ class _Talk:
         tensors = tuple(self._tvm.runtime.tensor(value, device) for value in (*given, output))
         module["kernel"](*tensors)
         error = reference.error(tensors[-1].numpy())
-        first, _ = self._samples(module, device, tensors, _LEAST_CALLS)
-        count = max(min(calls, int(limit_s / max(*first, 1e-9))), _LEAST_CALLS)
-        samples, wall_s = self._samples(module, device, tensors, count)
+        samples, wall_s = self._samples(module, device, tensors, 1)
+        more = min(calls, int(limit_s / max(*samples, 1e-9)))
+        if more > 1:
+            samples, wall_s = self._samples(module, device, tensors, more)
         return {"samples": samples, "wall_s": wall_s, "output_error": error}
 
     def _samples(self, module: Any, device: Any, arguments: tuple[Any, ...], calls: int) -> tuple[list[float], float]:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 import tarfile
 import time
@@ -20,6 +22,7 @@ from codegen.farm.pool import Rules
 from codegen.farm.process import ChildProcess
 from codegen.farm.roster import DeviceReport, Limits
 from codegen.farm.serve import Farm, Server
+from codegen.farm.tracker import status
 from codegen.library_timing import Contender, time_together
 from codegen.tune.device import Device
 from codegen.tune.measuring import Job, Timing
@@ -27,6 +30,7 @@ from codegen.tune.schedule import Schedule
 from codegen.tune.workload import Workload
 from passes.errors import UsageError
 
+ROOT = Path(__file__).resolve().parents[3]
 FAULTY = "tests.codegen.farm.faulty_server"
 RULES = Rules(deadline_s=10.0, patience_s=3.0)
 
@@ -265,6 +269,40 @@ def test_what_is_built_here_and_cannot_run_elsewhere_is_an_answer(
     assert timings[jobs[0]].error == "" and timings[jobs[0]].seconds is not None
     assert timings[wrong].seconds is None and timings[wrong].error and "\n" not in timings[wrong].error
     assert timings[wrong].where == "the compiler"
+
+
+def test_a_measurer_that_is_killed_gives_its_devices_back(
+    farm: Farm, device: Device, prebuilt: str, jobs: list[Job], gone: Callable[[set[int]], bool], tmp_path: Path
+) -> None:
+    if sys.platform != "linux":
+        pytest.skip("only Linux tells a process that its parent has died")
+    farm.add_server("lab")
+    code = (
+        "import time\n"
+        "from codegen.farm.measurer import FarmMeasurer\n"
+        "from codegen.farm.pool import Rules\n"
+        "from tests.codegen.farm.conftest import DEVICE, WORKLOAD\n"
+        "from codegen.tune import spaces\n"
+        "from codegen.tune.measuring import Job\n"
+        f"lab = FarmMeasurer({farm.tracker.host!r}, {farm.tracker.port}, 'lab', DEVICE, builders=1,\n"
+        f"    build_module={prebuilt!r}, rules=Rules(jobs=1))\n"
+        "running = lab.measure([Job(WORKLOAD, s, 20) for s in spaces.space(WORKLOAD, DEVICE)[:4]])\n"
+        "next(running)\n"
+        "print(*(p.process.pid for p in (*lab._pool.lanes, *lab._pool.builders)), flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as measuring:
+        assert measuring.stdout is not None
+        groups = set(map(int, measuring.stdout.readline().split()))
+        assert len(groups) == 2
+        measuring.kill()
+    assert gone(groups)
+    until = time.monotonic() + 20
+    while not status(farm.tracker.host, farm.tracker.port).group("lab").free and time.monotonic() < until:
+        time.sleep(0.05)
+    assert status(farm.tracker.host, farm.tracker.port).group("lab").free == 1
 
 
 @pytest.mark.parametrize(("triple", "machine"), [("aarch64-linux-gnu", 183), ("riscv64-linux-gnu", 243)])
