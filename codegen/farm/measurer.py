@@ -52,6 +52,11 @@ class FarmSummary:
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
+    def lines(self) -> list[str]:
+        """The same for a person: a line for the farm, and one for each device."""
+        tried = f"{self.failed} without a time, {self.retries} tried again"
+        return [f"farm {self.tracker}, key {self.key}: {self.jobs} jobs, {tried}", *map(str, self.devices)]
+
 
 class FarmMeasurer:
     """Builds kernels here and times them on the devices that the tracker at ``host``:``port`` has under ``key``.

@@ -61,6 +61,16 @@ class DeviceReport:
     dropped: str = ""
     failed: str = ""
 
+    def __str__(self) -> str:
+        parts = [f"device {self.name}: {self.jobs} jobs"]
+        if self.reference_s is not None:
+            parts.append(f"the reference kernel takes {_us(self.reference_s)}")
+        if self.failures:
+            parts.append(f"{self.failures} failures, the last: {self.failed}")
+        if self.dropped:
+            parts.append(f"not used any more: {self.dropped}")
+        return ", ".join(parts)
+
 
 @dataclass
 class _Device:

@@ -92,6 +92,9 @@ def test_two_devices_share_the_jobs(farm: Farm, measurer: Callable[..., FarmMeas
     assert {device.name: device.dropped for device in summary.devices} == dict.fromkeys(names, "")
     assert sum(device.jobs for device in summary.devices) == 16
     assert json.loads(json.dumps(summary.to_json()))["key"] == "lab"
+    farm_line, *device_lines = summary.lines()
+    assert farm_line == f"farm {farm.tracker}, key lab: 16 jobs, 0 without a time, 0 tried again"
+    assert all("jobs, the reference kernel takes " in line for line in device_lines)
     assert list(lab.measure([])) == []
 
 

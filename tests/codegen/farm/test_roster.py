@@ -114,6 +114,7 @@ def test_lost_sessions_in_a_row_send_a_device_to_rest_longer_each_time() -> None
         roster.failed("a", "the session broke off", 30.0)
     assert [roster.usable("a", now) for now in (89.0, 90.0)] == [False, True]
     assert roster.report(90.0)[0].failures == 2 + 2 + 1 + 3
+    assert "8 failures, the last: the session broke off" in str(roster.report(90.0)[0])
     roster.present(())
     assert roster.report(90.0)[0].dropped == "gone: the session broke off"
 
