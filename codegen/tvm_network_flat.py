@@ -315,10 +315,9 @@ def _rebuilt(mod: Any, program: _Program) -> Any:
     outs = [relax.TensorType(v.shape, v.storage.dtype) for v in program.results]
     outs += [relax.TensorType((size,), dtype) for dtype, size in sizes.items()]
     with builder.function("main", variables, dict(old.attrs) if old.attrs else {}):
-        with builder.dataflow():
-            arguments = relax.Tuple([*variables, *(relax.const(values, s.dtype) for s, values in weights.items())])
-            made = builder.emit(relax.call_tir(entry, arguments, outs if len(outs) > 1 else outs[0]))
-            parts = [made] if len(outs) == 1 else [relax.TupleGetItem(made, i) for i in range(len(program.results))]
-            result = builder.emit_output(relax.Tuple(parts) if program.is_tuple else parts[0])
-        builder.emit_func_output(result)
+        # no dataflow block: TVM looks for reshapes in those, and expects nothing but blocks of tensor programs
+        arguments = relax.Tuple([*variables, *(relax.const(values, s.dtype) for s, values in weights.items())])
+        made = builder.emit(relax.call_tir(entry, arguments, outs if len(outs) > 1 else outs[0]))
+        parts = [made] if len(outs) == 1 else [relax.TupleGetItem(made, i) for i in range(len(program.results))]
+        builder.emit_func_output(builder.emit(relax.Tuple(parts)) if program.is_tuple else parts[0])
     return builder.get()

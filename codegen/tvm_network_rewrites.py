@@ -36,7 +36,7 @@ def rewritten(model: onnx.ModelProto, known: Collection[str]) -> onnx.ModelProto
         return model
     model = _with_bodies(model, lacking)
     if model.functions:
-        model = inliner.inline_local_functions(model)
+        model = inliner.inline_local_functions(model, convert_version=True)
     if any(node.op_type in _WRITERS and node.op_type not in known for node in model.graph.node):
         model = shape_inference.infer_shapes(model, data_prop=True)
         graph = _Graph.of(model)

@@ -89,18 +89,46 @@ def test_joins_that_cannot_be_in_place_are_computed(tmp_path: Path) -> None:
     assert check_binary(binary, tmp_path / "m.onnx", [feed()]).relative_l2 < 1e-5
 
 
+def same_in_onnxruntime(binary: Binary, model: Path) -> None:
+    given = feed()
+    want = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"]).run(None, given)
+    for have, reference in zip(run_binary(binary, [given])[0], want, strict=True):
+        assert have.dtype == np.asarray(reference).dtype
+        np.testing.assert_allclose(have, reference, rtol=0, atol=1e-5)
+
+
 def test_several_results_other_shapes_and_integers(tmp_path: Path) -> None:
     net = Network(("x", (1, 8, 12, 12)))
     net.node("Reshape", [net.conv("x", "a", 8, 8, 3), net.integers("shape", 8, 144)], "r")
     net.node("Gather", ["r", net.integers("rows", 5, 0, 2)], "g", axis=0)
     net.node("MatMul", ["g", net.weight("w", 144, 10)], "y")
     net.node("Softmax", ["y"], "z", axis=-1)
-    model = net.save(tmp_path / "m.onnx", "z", "a", "y")
+    net.node("Squeeze", [net.node("ReduceMean", ["r"], "mean", keepdims=1)], "scalar")
+    # tensors that are joined, and what they are joined to, joined again
+    net.conv(
+        net.node("Concat", [net.conv("x", "b", 8, 8, 3), net.conv("x", "c", 8, 8, 1)], "bc", axis=1), "d", 8, 16, 1
+    )
+    net.conv(net.node("Concat", ["bc", "d"], "bcd", axis=1), "e", 4, 24, 3)
+    model = net.save(tmp_path / "m.onnx", "z", "a", "y", "scalar", "e")
     binary = built(model)
-    given = feed()
-    want = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"]).run(None, given)
-    for have, reference in zip(run_binary(binary, [given])[0], want, strict=True):
-        np.testing.assert_allclose(have, reference, rtol=0, atol=1e-5)
+    same_in_onnxruntime(binary, model)
+    assert not binary.notes and not any("concat" in kernel.name for kernel in binary.kernels)
+
+
+def test_a_network_without_weights_and_of_several_types(tmp_path: Path) -> None:
+    net = Network(("x", (1, 8, 12, 12)))
+    net.node("Cast", [net.node("ArgMax", ["x"], "index", axis=1)], "real", to=TensorProto.FLOAT)
+    net.node("Where", [net.node("Greater", ["x", "real"], "more"), "x", "real"], "chosen")
+    net.node("Mul", [net.node("Cast", ["chosen"], "half", to=TensorProto.FLOAT16), "half"], "squares")
+    net.node("Cast", [net.node("MaxPool", ["squares"], "pooled", kernel_shape=[2, 2])], "y", to=TensorProto.FLOAT)
+    net.nodes.append(helper.make_node("Split", ["x"], ["upper", "lower"], axis=1))
+    net.node("Concat", ["lower", net.node("Relu", ["upper"], "positive")], "z", axis=1)
+    # the same memory as two matrices
+    net.node("Reshape", ["z", net.integers("wide", 8, 144)], "zw")
+    net.node("MatMul", ["zw", net.node("Reshape", ["z", net.integers("high", 144, 8)], "zh")], "product")
+    model = net.save(tmp_path / "m.onnx", "y", "z", "product")
+    binary = built(model)
+    same_in_onnxruntime(binary, model)
     assert not binary.notes
 
 
