@@ -14,12 +14,13 @@ STAMP := $(VENV)/.made
 WORKERS ?= 2
 DEMO_OUT ?= out/demo
 
-.PHONY: help demo test check clean
+.PHONY: help demo test check aarch64 clean
 
 help:
 	@echo "make demo    lower the example network for the ASIC target and show what came of it ($(DEMO_OUT))"
 	@echo "make test    the whole test suite ($(WORKERS) workers)"
 	@echo "make check   ruff, mypy --strict and the fast tests"
+	@echo "make aarch64 cross-compile, fetch TVM's runtime for aarch64 (98 MB) and run under qemu"
 	@echo "make clean   remove .venv, build results and caches"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -45,6 +46,13 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n $(WORKERS) -m 'not slow'
+
+# Needs g++-aarch64-linux-gnu and qemu-user-static.
+aarch64: export OMP_NUM_THREADS := 1
+aarch64: export RANKC_AARCH64_WHEELS := $(CURDIR)/build/aarch64
+aarch64: $(STAMP)
+	mkdir -p $(RANKC_AARCH64_WHEELS)
+	$(BIN)/python -m pytest tests/codegen/runner/test_cross.py
 
 clean:
 	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

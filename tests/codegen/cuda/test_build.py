@@ -16,6 +16,8 @@ from codegen.cuda_driver import FoundGpu, find_gpu
 from codegen.cuda_gpus import GPUS
 from codegen.cuda_run import run_on_gpu
 from codegen.onnx_runs import run_file
+from codegen.runner.build import build_runner
+from codegen.runner.library import runtime_folder
 from codegen.runner.metadata import read_metadata
 from codegen.tvm_build import NoBinary
 from passes.errors import VerificationError
@@ -137,3 +139,21 @@ def test_the_driver_is_asked_for_its_gpu(
 def test_newer_gpus_run_older_ptx() -> None:
     gpu = FoundGpu("it", "sm_90")
     assert gpu.runs("sm_80") and gpu.runs("sm_90") and not gpu.runs("sm_100")
+
+
+@pytest.mark.slow  # compiles the runner
+def test_the_runner_in_cpp_runs_it_too(built: CudaBuild, small: Path, emulated: Path, tmp_path: Path) -> None:
+    library, (given,) = built.binary.library, feeds(1)
+    build_kernels(library.with_name("model.cu"), library.with_name("model.ptx"), emulated)
+    runner = build_runner(tmp_path / "runner", options=("-O0",))
+    np.save(tmp_path / "x.npy", given["x"])
+    words = [runner, library, "--input", f"x={tmp_path / 'x.npy'}", "--output", tmp_path]
+    runtime = runtime_folder() / "libtvm_runtime_cuda.so"
+    refused = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert refused.returncode == 4 and "cuda" in refused.stderr
+    done = subprocess.run([*words, "--load", runtime], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (want,) = run_file(small, [given], apart=False)
+    for name, reference in zip(built.binary.outputs, want, strict=True):
+        made = np.load(tmp_path / f"{name}.npy", allow_pickle=False)
+        np.testing.assert_allclose(made, reference, rtol=1e-5, atol=1e-5)
