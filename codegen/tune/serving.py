@@ -24,8 +24,6 @@ from codegen.tune.workload import Workload
 LARGEST_ERROR = 1e-3
 """Of an output, relative to the largest value: a kernel that differs by more computes something else."""
 
-LEAST_CALLS = 5
-
 
 class Kernel(Protocol):
     """A kernel that is built, with its arguments."""
@@ -81,8 +79,8 @@ def _checked(build: Builder, workload: Workload, schedule: Schedule) -> Kernel:
 
 def _samples(kernel: Kernel, calls: int, limit_s: float) -> list[float]:
     """At most ``calls`` calls; fewer where they would take longer than ``limit_s``."""
-    first = kernel.time(min(calls, LEAST_CALLS))
-    more = min(calls - len(first), int(limit_s / min(first)))
+    first = kernel.time(1)
+    more = min(calls - 1, int(limit_s / first[0]))
     return first + kernel.time(more) if more > 0 else first
 
 

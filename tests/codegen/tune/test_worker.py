@@ -47,19 +47,21 @@ def single(measurer: LocalMeasurer, job: Job) -> Timing:
 
 
 def test_a_timing_is_minimum_tenth_percentile_and_median(one: LocalMeasurer) -> None:
-    # The double answers 5 calls and then 15: 1 + 1/1 ... 1 + 1/5, 1 + 1/1 ... 1 + 1/15 microseconds.
+    # The double is asked for 1 call and then for 19: 1 + 1/1, and 1 + 1/1 ... 1 + 1/19 microseconds.
     timing = single(one, job(1000, repeats=20))
-    # Sorted from the fastest: 1 + 1/15, 1 + 1/14 (the second of 20 is the tenth percentile), ..., the tenth and
-    # eleventh are 1 + 1/6 and one of the two 1 + 1/5.
-    assert timing.seconds == pytest.approx(1e-6 * (1 + 1 / 15), rel=1e-12)
-    assert timing.p10 == pytest.approx(1e-6 * (1 + 1 / 14), rel=1e-12)
-    assert timing.median == pytest.approx(1e-6 * (1 + (1 / 6 + 1 / 5) / 2), rel=1e-12)
+    # Sorted from the fastest: 1 + 1/19, 1 + 1/18 (the second of 20 is the tenth percentile), ..., the tenth and
+    # eleventh are 1 + 1/10 and 1 + 1/9.
+    assert timing.seconds == pytest.approx(1e-6 * (1 + 1 / 19), rel=1e-12)
+    assert timing.p10 == pytest.approx(1e-6 * (1 + 1 / 18), rel=1e-12)
+    assert timing.median == pytest.approx(1e-6 * (1 + (1 / 10 + 1 / 9) / 2), rel=1e-12)
     assert timing.error == "" and timing.where.startswith("pid ")
 
 
 def test_a_slow_kernel_is_called_less_often(one: LocalMeasurer) -> None:
-    # 5 calls, the fastest 0.5 s * (1 + 1/5) = 0.6 s; the limit of 2 s has room for 3 more, the fastest 0.5 * (1 + 1/3).
-    assert single(one, job(500_000_000, repeats=100)).seconds == pytest.approx(0.6, rel=1e-12)
+    # The first takes 0.5 s * (1 + 1/1); the limit of 2 s has room for 2 more, the fastest of 0.5 s * (1 + 1/2).
+    assert single(one, job(500_000_000, repeats=100)).seconds == pytest.approx(0.75, rel=1e-12)
+    # One that takes longer than the limit is timed once.
+    assert single(one, job(5_000_000_000, repeats=100)).seconds == pytest.approx(10.0, rel=1e-12)
 
 
 @pytest.mark.parametrize(
