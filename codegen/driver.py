@@ -24,7 +24,7 @@ from codegen.plan_search import PlanSearch, formats_named, read_plan
 from codegen.report.build import Verification
 from codegen.report.numbers import quantity
 from codegen.result import InspectRow, LowerResult
-from codegen.results import NO_GAIN, Facts, write_results
+from codegen.results import NO_GAIN, Facts, plan_layers, plan_sha256, write_results
 from codegen.search import Attempt
 from codegen.space import Selection
 from codegen.target import Target, parse_target
@@ -71,7 +71,10 @@ def _lower(config: LowerConfig, target: Target, run: RecordingEvents) -> LowerRe
     assert config.output is not None
     for budget in config.parsed_budgets:
         if budget.metric not in target.metrics:
-            raise UsageError(f"--{budget.metric}: nothing tells the {budget.metric} of {target.name}")
+            known = ", ".join(f"--{metric}" for metric in target.metrics)
+            raise UsageError(
+                f"--{budget.metric}: nothing tells the {budget.metric} of {target.name}; there are {known}"
+            )
     with run.stage("read"):
         original = OnnxGraph.read(config.model, config.shapes)
         data = _data(config.calib, original, config)
@@ -177,10 +180,12 @@ def _emitted(
     with run.stage("verify"):
         paths = tuple(network.save(workspace.staging / "model.onnx"))
         check = verify_written(paths[0], network, search.samples(4), walked=search.stepper is not None)
+    assert search.space is not None
+    plan = "" if made.harm else plan_sha256(plan_layers(search.space.sites, made.found.choices))
     emission = search.target.emit(
         EmissionRequest(
             paths[0], workspace.staging, search.config.model, network.input_shapes, search.samples(4), search.data,
-            search.calibrated, evaluation, search.config.seed, run, search.emitted_before,
+            search.calibrated, evaluation, search.config.seed, run, search.emitted_before, plan,
         )
     )  # fmt: skip
     check = replace(check, binary=emission.check)
