@@ -17,6 +17,7 @@ from codegen.runner.attach import attach, describe
 from codegen.tune.device import Device
 from codegen.tune.schedule import ScheduleSource
 from codegen.tvm_network_flat import flattened
+from codegen.tvm_network_fold import with_views_folded
 from codegen.tvm_network_link import linker
 from codegen.tvm_network_onnx import Refused, first_line, fold_constants
 from codegen.tvm_network_rewrites import rewritten
@@ -121,7 +122,7 @@ def lowered(module: Any, device: Device, source: ScheduleSource) -> Lowered:
 
     with tvm.target.Target(device.target):
         module = relax.transform.DecomposeOpsForInference()(module)
-        module = relax.transform.FoldConstant()(module)
+        module = relax.transform.FoldConstant()(with_views_folded(module))
         module = legalized(module, device, source)
         for step in ("AnnotateTIROpPattern", "FoldConstant", "FuseOps", "FuseTIR", "DeadCodeElimination"):
             module = getattr(relax.transform, step)()(module)

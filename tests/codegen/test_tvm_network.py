@@ -77,6 +77,21 @@ def test_what_follows_a_convolution_is_in_its_loops_and_joins_are_in_place(tmp_p
     assert check_binary(binary, tmp_path / "m.onnx", [feed()]).relative_l2 < 5 * 72 * 2**-24
 
 
+def test_pads_norms_and_constants_in_another_form_are_folded(tmp_path: Path) -> None:
+    net = Network(("x", (1, 8, 12, 12)))
+    net.node("Pad", ["x", net.integers("pads", 0, 0, 2, 0, 0, 0, 1, 1)], "padded")
+    net.node("Conv", ["padded", net.weight("w", 8, 8, 3, 3)], "c")
+    statistics = [net.weight(name, 8) for name in ("scale", "shift", "mean")]
+    net.tensors.append(numpy_helper.from_array(np.linspace(0.5, 2, 8, dtype=np.float32), "variance"))
+    net.node("Relu", [net.node("BatchNormalization", ["c", *statistics, "variance"], "n")], "r")
+    net.node("Transpose", [net.weight("t", 8, 1, 1)], "turned", perm=[1, 2, 0])
+    net.node("Add", ["r", net.node("Reshape", ["turned", net.integers("shape", 8, 1, 1)], "bias")], "y")
+    model = net.save(tmp_path / "m.onnx", "y")
+    binary = built(model)
+    assert [(kernel.calls, bool(kernel.workload)) for kernel in binary.kernels] == [(1, True)]
+    same_in_onnxruntime(binary, model)
+
+
 def test_joins_that_cannot_be_in_place_are_computed(tmp_path: Path) -> None:
     net = Network(("x", (1, 8, 12, 12)))
     first, second = (net.conv("x", name, 8, 8, kernel) for name, kernel in (("a", 1), ("b", 3)))
