@@ -89,7 +89,7 @@ def _space(workload: Workload, lanes: int, registers: int, names: tuple[str, ...
         priced = [(linear_cycles(work, s, device), s) for s in _dense(work, device)]
     else:
         found = _depthwise(plane, device) if "depthwise" in names else _direct(plane, device)
-        priced = [(convolution_cycles(plane, s, device), s) for s in found]
+        priced = [(convolution_cycles(plane, s, device), s) for s in found if _sums(s, device) <= _most_sums(device)]
     priced.sort(key=lambda pair: pair[0])
     return tuple(schedule for _, schedule in priced[:_MOST])
 
@@ -98,7 +98,7 @@ def _direct(plane: Plane, device: Device) -> Iterator[Schedule]:
     flat = {"flat": 1} if plane.is_pointwise and plane.size[0] > 1 else {}
     seen = plane.flattened() if flat else plane
     high, wide = seen.out
-    lanes, most = device.lanes, device.vector_registers * 3 // 4
+    lanes, most = device.lanes, _most_sums(device)
     orders = ("f", "y") if high > 1 else ("f",)
     unrolls = (1, 2) if plane.kernel[0] > 1 else (1,)
     phases: list[dict[str, int]] = [{"phases": 1}] if plane.strides[1] > 1 else [{}]
@@ -114,6 +114,17 @@ def _direct(plane: Plane, device: Device) -> Iterator[Schedule]:
                 for tw in _position_tiles(wide, most // th):
                     for oc in _lane_tiles(plane, lanes, most // (th * tw)):
                         yield Schedule.of("channels", oc=oc, th=th, tw=tw, **base)
+
+
+def _most_sums(device: Device) -> int:
+    """Vectors of sums that a tile may have: the other registers hold what is read."""
+    return device.vector_registers * 3 // 4
+
+
+def _sums(schedule: Schedule, device: Device) -> int:
+    """Vectors that the sums of a tile take."""
+    vectors, others = ("oc", "tw") if schedule.template == "channels" else ("tw", "oc")
+    return int(schedule[others] * schedule["th"] * -(-schedule[vectors] // device.lanes))
 
 
 def _channel_tiles(plane: Plane, most: int) -> list[int]:
@@ -150,7 +161,7 @@ def _depthwise(plane: Plane, device: Device) -> Iterator[Schedule]:
 
 
 def _dense(work: StageWork, device: Device) -> Iterator[Schedule]:
-    lanes, most = device.lanes, device.vector_registers * 3 // 4
+    lanes, most = device.lanes, _most_sums(device)
     for vectors in (1, 2, 3, 4, 6, 8):
         if vectors > 1 and work.out_channels <= lanes * (vectors - 1):
             continue

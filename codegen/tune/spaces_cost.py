@@ -67,7 +67,7 @@ def _depthwise_tile_cycles(plane: Plane, th: int, tw: int, phases: bool, device:
     rows = (th - 1) * min(plane.strides[0], plane.kernel[0]) + plane.kernel[0]
     loads = rows * plane.kernel[1] * width * 1.4  # most of them cross a line of the cache
     if plane.strides[1] > 1 and not phases:
-        loads *= 4
+        loads *= 8
     store = 2.0 * th * width * (4 if plane.out[1] % tw and plane.out[1] > tw else 1)
     spilled = max(0, th * _instructions(tw, device.lanes) + 4 - device.vector_registers)
     return max(th * taps * width, loads, _LATENCY_CYCLES * taps / 2) + store + _SPILL_CYCLES * spilled * taps + 8

@@ -56,8 +56,6 @@ class Anchored:
             sketch.compute_inline(block)
         last = blocks[behind[-1] if behind else out]
         before = tuple(blocks[i] for i in range(index) if i != pad)
-        if pad is not None:
-            before = tuple(block for block in before if not _inlined(sketch, block))
         return cls(
             sketch,
             Workload.parse(str(notes[index][WORKLOAD])),
@@ -84,12 +82,3 @@ def _in_step(sketch: Sketch, blocks: list[Block], out: int) -> list[int]:
             return []
     ends = sketch.get_output_blocks(sketch.get_sblock("root"))
     return behind if len(ends) == 1 else []
-
-
-def _inlined(sketch: Sketch, block: Block) -> bool:
-    """Inlines a block in front of the padded input into it, if it is elementwise."""
-    try:
-        sketch.compute_inline(block)
-    except Exception:  # TVM's ScheduleError, of which every refusal is one
-        return False
-    return True

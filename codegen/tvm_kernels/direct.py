@@ -8,6 +8,8 @@ kernel's axes are unrolled, from the innermost on.
 
 from __future__ import annotations
 
+from math import prod
+
 from codegen.tune.device import Device
 from codegen.tvm_kernels.anchor import Anchored, Loop, Sketch
 
@@ -86,19 +88,22 @@ def _finish(
     for loop in reduced[len(reduced) - int(p["unroll"]) :]:
         s.unroll(loop)
     if device.threads > 1 and a.workload.work.macs >= _PARALLEL_MACS:
-        outer = _parallel(a, outer, pad_at)  # TVM wants the sum in one piece for this
+        outer = _parallel(a, outer, pad_at, device.threads)  # TVM wants the sum in one piece for this
     s.decompose_reduction(a.block, reduced[0])
     _vectorize_output(a, device, len(outer))
 
 
-def _parallel(a: Anchored, outer: list[Loop], pad_at: Loop) -> list[Loop]:
-    """Shares the outer loops among threads, all but the innermost: a thread gets whole rows of tiles.
+def _parallel(a: Anchored, outer: list[Loop], pad_at: Loop, threads: int) -> list[Loop]:
+    """Shares the outer loops among threads, all but the innermost where the others suffice.
 
     Returns the outer loops that there are then.
     """
     s = a.sketch
     inside = a.pad is not None and int(s.get(pad_at).extent) > 1
-    shared = outer[: outer.index(pad_at) + 1] if inside else outer[:-1] or outer
+    rows = prod(int(s.get(loop).extent) for loop in outer[:-1])
+    shared = outer if rows < 2 * threads else outer[:-1]
+    if inside:
+        shared = outer[: outer.index(pad_at) + 1]
     together = s.fuse(*shared) if len(shared) > 1 else shared[0]
     s.parallel(together)
     if a.pad is not None and not inside:
