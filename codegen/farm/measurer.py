@@ -101,6 +101,10 @@ class FarmMeasurer:
         self._ids = itertools.count(1)
         self._jobs = self._failed = 0
 
+    def watch(self, tell: Callable[[str], None]) -> None:
+        """From now on ``tell`` takes a line for each device that is given up."""
+        self._pool.tell = tell
+
     def measure(self, jobs: Sequence[Job]) -> Iterator[Timing]:
         """One timing for each job, as they get certain: a device's times wait until it has been looked at again."""
         if not jobs:
