@@ -88,7 +88,7 @@ class CpuEmitter:
         VerificationError where the binary does not compute what onnxruntime computes.
         """
         events = request.events
-        binary = self._built(request.model, request.folder / LIBRARY, request.shapes, events)
+        binary = self._built(request.model, request.folder / LIBRARY, request.shapes, events, request.plan)
         if not self.here:
             events.warning(f"{LIBRARY} is for {self.device.model} and was not run: its latency is estimated")
             return Emission({"binary": LIBRARY})
@@ -116,19 +116,24 @@ class CpuEmitter:
             measurement=report,
         )
 
-    def _built(self, model: Path, library: Path, shapes: Mapping[str, tuple[int, ...]], events: Events) -> Binary:
+    def _built(
+        self, model: Path, library: Path, shapes: Mapping[str, tuple[int, ...]], events: Events, plan: str = ""
+    ) -> Binary:
         """The binary with the best schedules known; layers of it that were never tuned are, and it is built again."""
-        binary = self._compiled(model, library, shapes, events)
+        binary = self._compiled(model, library, shapes, events, plan)
         untuned = self._trials.wanting([Workload.parse(used.key) for used in binary.workloads if not used.tuned])
         if untuned and self._trials.make(untuned, events):
-            binary = self._compiled(model, library, shapes, events)
+            binary = self._compiled(model, library, shapes, events, plan)
         for note in binary.notes:
             events.note(f"{model.name}: {note}")
         return binary
 
-    def _compiled(self, model: Path, library: Path, shapes: Mapping[str, tuple[int, ...]], events: Events) -> Binary:
+    def _compiled(
+        self, model: Path, library: Path, shapes: Mapping[str, tuple[int, ...]], events: Events, plan: str
+    ) -> Binary:
+        schedules = self._trials.schedules()
         with events.stage("compile"):
-            made = build(model, library, shapes, device=self.device, schedules=self._trials.schedules(), bind=True)
+            made = build(model, library, shapes, device=self.device, schedules=schedules, bind=True, plan=plan)
         if isinstance(made, NoBinary):
             raise UnsupportedError(f"{model.name}: {made.reason}")
         return made

@@ -68,7 +68,7 @@ class CudaEmitter:
 
         UnsupportedError as in :meth:`baseline`; VerificationError where a GPU computes something else than onnxruntime.
         """
-        made = self._built(request.model, request.folder, request.shapes, request.events)
+        made = self._built(request.model, request.folder, request.shapes, request.events, request.plan)
         artifacts: dict[str, str | None] = {"binary": LIBRARY, "cuda_source": SOURCE, "ptx": PTX}
         if self._obstacle:
             request.events.warning(
@@ -100,9 +100,11 @@ class CudaEmitter:
             comparison=ratio(samples[_REWRITTEN], samples[_DENSE], CONFIDENCE) if _DENSE in samples else None,
         )
 
-    def _built(self, model: Path, folder: Path, shapes: Mapping[str, tuple[int, ...]], events: Events) -> CudaBuild:
+    def _built(
+        self, model: Path, folder: Path, shapes: Mapping[str, tuple[int, ...]], events: Events, plan: str = ""
+    ) -> CudaBuild:
         with events.stage("compile"):
-            made = build_cuda(model, folder, LIBRARY, shapes, self.gpu)
+            made = build_cuda(model, folder, LIBRARY, shapes, self.gpu, plan=plan)
         if isinstance(made, NoBinary):
             raise UnsupportedError(f"{model.name}: {made.reason}")
         for note in made.notes:

@@ -43,7 +43,8 @@ class EmissionRequest:
     ``model``: the rewritten network in the output folder ``folder``, where everything goes; ``original``: the user's.
     ``shapes``: a concrete shape per input, used where symbolic dimensions cannot be kept. ``samples``: single
     inferences to check with. ``calibration``: data as the network meets it, random inputs unless ``calibrated``;
-    ``evaluation``: data with labels, if there are any. ``baseline``: what the target's ``baseline`` said.
+    ``evaluation``: data with labels, if there are any. ``baseline``: what the target's ``baseline`` said. ``plan``:
+    what the rank plan is known by (:func:`codegen.results.plan_sha256`), empty where the network is the input.
     """
 
     model: Path
@@ -57,6 +58,7 @@ class EmissionRequest:
     seed: int
     events: Events
     baseline: Cost | None = None
+    plan: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def emit_host_library(request: EmissionRequest, library: str = LIBRARY) -> Emiss
     """
     events = request.events
     with events.stage("compile"):
-        binary = build(request.model, request.folder / library, request.shapes)
+        binary = build(request.model, request.folder / library, request.shapes, plan=request.plan)
     if isinstance(binary, NoBinary):
         events.warning(f"no {library}: {binary.reason}")
         return Emission({"binary": None})

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from codegen.space import Space
 from codegen.target import Target
 from passes.core.cost import Cost
 from passes.core.site import Site
+from passes.correct import Choice
 from passes.graph import Note
 from passes.ranks.candidates import chain_works, dense_work
 from passes.ranks.milp import least
@@ -81,7 +83,7 @@ def write_results(facts: Facts, folder: Path) -> dict[str, Any]:
     artifacts |= facts.emission.artifacts
     artifacts |= {"plan": "plan.json", "config": "config.toml", "layers": "layers.csv", "html": "report.html"}
     report = build_report(facts, artifacts).to_dict()
-    plan = as_json(facts.found.plan, _plan_layers(facts))
+    plan = as_json(facts.found.plan, plan_layers(facts.space.sites, facts.found.choices))
     assert facts.config.output is not None
     texts = {
         "report.json": to_json(report),
@@ -233,16 +235,22 @@ def _reason(facts: Facts, site: Site, name: str, any_chain: bool, dense: Cost, c
     return "its error is better spent elsewhere" + refitted
 
 
-def _plan_layers(facts: Facts) -> list[dict[str, Any]]:
+def plan_layers(sites: Sequence[Site], choices: Mapping[str, Choice]) -> list[dict[str, Any]]:
+    """The layers of plan.json: what was chosen for each site."""
     return [
         {
             "name": site.name,
             "choice": "dense" if choice.format is None else choice.format.name,
             "rank": list(choice.rank),
         }
-        for site in facts.space.sites
-        for choice in (facts.found.choices[site.name],)
+        for site in sites
+        for choice in (choices[site.name],)
     ]
+
+
+def plan_sha256(layers: list[dict[str, Any]]) -> str:
+    """Of the layers of a plan.json as JSON without blanks, keys sorted: what a library's metadata name the plan by."""
+    return hashlib.sha256(json.dumps(layers, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _finite(plan: Mapping[str, Any]) -> dict[str, Any]:

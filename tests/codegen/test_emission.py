@@ -58,7 +58,7 @@ def test_half_precision_is_held_to_a_wider_limit(tmp_path: Path) -> None:
 
 
 def test_no_binary_is_a_warning_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codegen.emission, "build", lambda *_: NoBinary("TVM cannot import LSTM 'rnn'"))
+    monkeypatch.setattr(codegen.emission, "build", lambda *_, **__: NoBinary("TVM cannot import LSTM 'rnn'"))
     events = RecordingEvents()
     assert emit(tmp_path, events, samples(1)) == Emission({"binary": None})
     assert events.warnings == ["no model.so: TVM cannot import LSTM 'rnn'"]
@@ -68,7 +68,7 @@ def test_no_binary_is_a_warning_with_the_reason(tmp_path: Path, monkeypatch: pyt
 def test_a_library_that_computes_something_else_is_not_left_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, coarse: bool, kept: bool
 ) -> None:
-    def build(model: Path, library: Path, shapes: object) -> Binary:
+    def build(model: Path, library: Path, shapes: object, plan: str) -> Binary:
         library.write_bytes(b"")
         return Binary(library, ("x",), ("y",), {}, coarse)
 
@@ -89,7 +89,7 @@ def test_samples_that_do_not_fit_a_bound_library_are_replaced(tmp_path: Path, mo
         seen.append([feed["x"].shape for feed in feeds])
         return Difference((0.0,), (0.0,), len(feeds))
 
-    monkeypatch.setattr(codegen.emission, "build", lambda *_: bound)
+    monkeypatch.setattr(codegen.emission, "build", lambda *_, **__: bound)
     monkeypatch.setattr(codegen.emission, "check_binary", check)
     made = emit(tmp_path, RecordingEvents(), samples(1, 3))
     emit(tmp_path, RecordingEvents(), samples(1))

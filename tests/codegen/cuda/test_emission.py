@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from codegen.cuda_gpus import GPUS, Gpu
 from codegen.dataset import random_inputs
 from codegen.emission import EmissionRequest
 from codegen.events import RecordingEvents
+from codegen.runner.metadata import read_metadata
 from codegen.target import parse_target
 from codegen.tvm_build import NoBinary
 from passes.core.cost import Kind
@@ -42,7 +44,7 @@ def request(model: Path, folder: Path, events: RecordingEvents) -> EmissionReque
 def test_without_a_gpu_nothing_is_measured_and_a_warning_says_so(
     small: Path, built: CudaBuild, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def build(model: Path, folder: Path, *_: object) -> CudaBuild:
+    def build(model: Path, folder: Path, *_: object, plan: str) -> CudaBuild:
         shutil.copytree(built.binary.library.parent, folder, dirs_exist_ok=True)
         return built
 
@@ -66,8 +68,10 @@ def test_an_older_gpu_is_no_gpu(small: Path) -> None:
 def test_with_a_gpu_the_library_is_checked_and_timed_beside_the_input(
     small: Path, tmp_path: Path, emulated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def build(model: Path, folder: Path, library: str, shapes: Mapping[str, Any], gpu: Gpu) -> CudaBuild | NoBinary:
-        made = build_cuda(model, folder, library, shapes, gpu)
+    def build(
+        model: Path, folder: Path, library: str, shapes: Mapping[str, Any], gpu: Gpu, plan: str
+    ) -> CudaBuild | NoBinary:
+        made = build_cuda(model, folder, library, shapes, gpu, plan=plan)
         build_kernels(folder / "model.cu", folder / "model.ptx", emulated)
         return made
 
@@ -91,7 +95,7 @@ def test_with_a_gpu_the_library_is_checked_and_timed_beside_the_input(
 def test_a_network_without_a_library_is_an_error_with_its_node(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(codegen.cuda_emission, "build_cuda", lambda *_: NoBinary("TVM cannot import Det culprit"))
+    monkeypatch.setattr(codegen.cuda_emission, "build_cuda", lambda *_, **__: NoBinary("TVM cannot import Det culprit"))
     with pytest.raises(UnsupportedError, match=r"^small\.onnx: TVM cannot import Det culprit$"):
         CudaEmitter(GPUS["a100"], "none")(request(small, tmp_path, RecordingEvents()))
 
@@ -134,3 +138,6 @@ def test_lower_for_a_gpu_that_is_not_there(tmp_path: Path, capfd: pytest.Capture
     assert report["verification"]["binary"] is None
     assert {report["artifacts"][name] for name in ("binary", "cuda_source", "ptx")} == set(ARTIFACTS.values())
     assert ".target sm_80" in (tmp_path / "out" / "model.ptx").read_text()
+    layers = json.loads((tmp_path / "out" / "plan.json").read_text())["layers"]
+    canonical = json.dumps(layers, sort_keys=True, separators=(",", ":"))
+    assert read_metadata(tmp_path / "out" / "model.so").plan == hashlib.sha256(canonical.encode()).hexdigest()
