@@ -56,7 +56,7 @@ HEAVY = {
         "codegen.asic_program",
     ),
     "numba": ("accel_sim*",),
-    "scipy": ("passes.core*", "passes.ranks*"),
+    "scipy": ("passes.core*", "passes.ranks*", "codegen.tune.predictor"),
     "sklearn": (),
 }
 

@@ -14,7 +14,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from codegen.bench.benchmark import MODELS, Table, existing
 from codegen.bench.ptq_resnet20 import MODEL
@@ -149,6 +148,8 @@ class CpuPrediction:
 
 
 def _judged(rows: list[dict[str, Any]], what: str) -> dict[str, float]:
+    from scipy.stats import spearmanr
+
     predicted, measured = (np.array([row[key] for row in rows]) for key in (what, "measured"))
     errors = np.abs(predicted / measured - 1)
     return {
