@@ -19,7 +19,7 @@ from passes.core.cost import StageWork
 _MOST = 400
 """Schedules of a space: the model is not that wrong."""
 
-_ROWS = (1, 2, 3, 4, 5, 6, 7, 8)
+_ROWS = (1, 2, 3, 4, 6, 8)
 
 
 def templates(workload: Workload, device: Device) -> tuple[str, ...]:
@@ -39,7 +39,7 @@ def default(workload: Workload, device: Device) -> Schedule:
 
 def space(workload: Workload, device: Device) -> list[Schedule]:
     """All schedules worth a trial, the most promising first; never empty."""
-    return list(_space(workload, device.lanes, device.vector_registers, templates(workload, device), _Key(device)))
+    return list(_space(workload, device))
 
 
 def adapted(schedule: Schedule, of: Workload, to: Workload, device: Device) -> Schedule | None:
@@ -64,29 +64,13 @@ def _apart(a: int | str, b: int | str) -> float:
     return 0.0 if a == b else 1.0
 
 
-class _Key:
-    """Hands a device through a cache that looks at the other arguments only."""
-
-    def __init__(self, device: Device) -> None:
-        self.device = device
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key)
-
-    def __hash__(self) -> int:
-        return 0
-
-
 @lru_cache(maxsize=512)
-def _space(workload: Workload, lanes: int, registers: int, names: tuple[str, ...], key: _Key) -> tuple[Schedule, ...]:
-    del lanes, registers
-    device = key.device
+def _space(workload: Workload, device: Device) -> tuple[Schedule, ...]:
+    names, plane = templates(workload, device), Plane.of(workload)
     if not names:
         return (Schedule("plain"),)
-    plane = Plane.of(workload)
     if plane is None:
-        work = workload.work
-        priced = [(linear_cycles(work, s, device), s) for s in _dense(work, device)]
+        priced = [(linear_cycles(workload.work, s, device), s) for s in _dense(workload.work, device)]
     else:
         found = _depthwise(plane, device) if "depthwise" in names else _direct(plane, device)
         priced = [(convolution_cycles(plane, s, device), s) for s in found if _sums(s, device) <= _most_sums(device)]

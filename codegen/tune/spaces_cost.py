@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from codegen.tune.device import Device
 from codegen.tune.schedule import Schedule
 from codegen.tune.spaces_plane import Pair, Plane, rounded
@@ -84,11 +86,13 @@ def _step(sums: int, vectors: int, scalars: int, width: int, device: Device) -> 
     return max(multiply, loads, _LATENCY_CYCLES) + 0.1 * loads + _SPILL_CYCLES * spilled
 
 
+@lru_cache(maxsize=4096)
 def _instructions(width: int, lanes: int) -> int:
     """Vectors of a power of two of lanes that ``width`` values are made of."""
     return width // lanes + (width % lanes).bit_count()
 
 
+@lru_cache(maxsize=4096)
 def _vector_cycles(width: int, lanes: int) -> float:
     """Cycles of a multiply-add on ``width`` values: two units, of half a vector where it has 512 bits."""
     unit = lanes // 2 if lanes >= 16 else lanes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from codegen.tune.workload import Workload
 from passes.core.cost import StageWork
@@ -76,14 +77,14 @@ class Plane:
             strides,
         )
 
-    @property
+    @cached_property
     def out(self) -> Pair:
         """Output height and width."""
         reach = self.reach
         high, wide = (self.size[a] + self.pads[a] + self.pads[a + 2] - reach[a] for a in (0, 1))
         return high // self.strides[0] + 1, wide // self.strides[1] + 1
 
-    @property
+    @cached_property
     def reach(self) -> Pair:
         """Input rows and columns that one output reads."""
         return (self.kernel[0] - 1) * self.dilations[0] + 1, (self.kernel[1] - 1) * self.dilations[1] + 1

@@ -38,27 +38,39 @@ def schedule_blocks(sketch: Any, blocks: Sequence[Any], device: Device) -> None:
 
 
 def schedule_block(sketch: Any, block: Any, device: Device) -> None:
-    """Schedules one block in its own loops; leaves loops of symbolic extents and scans as they are."""
+    """Schedules one block in its own loops; leaves scans and elementwise blocks of symbolic sizes as they are."""
     loops = sketch.get_loops(block)
     kinds = [int(var.iter_type) for var in sketch.get(block).iter_vars]
     sizes = [getattr(sketch.get(loop).extent, "value", None) for loop in loops]
     extents = [int(size) for size in sizes if size is not None]
-    if not loops or not len(extents) == len(kinds) == len(loops):
+    if not loops or len(kinds) != len(loops):
         return
-    if all(kind == _SPATIAL for kind in kinds):
+    if len(extents) != len(loops):
+        _symbolic(sketch, block, loops, kinds, device)
+    elif all(kind == _SPATIAL for kind in kinds):
         _elementwise(sketch, block, loops, extents, device)
     elif set(kinds) == {_SPATIAL, _REDUCTION} and len(sketch.get(block).writes) == 1:
         _reduction(sketch, block, loops, kinds, extents, device)
 
 
 def _inline(sketch: Any, block: Any) -> bool:
-    """Inlines an elementwise block that one elementwise block reads; True if it was."""
+    """Inlines an elementwise block that one elementwise block reads, no value more than once; True if it was."""
     consumers = sketch.get_consumers(block)
     both = (block, *consumers)
     if len(consumers) != 1 or any(int(v.iter_type) != _SPATIAL for b in both for v in sketch.get(b).iter_vars):
         return False
+    values, read = (_values(sketch, b) for b in both)
+    if values is not None and read is not None and read > values:
+        return False
     sketch.compute_inline(block)
     return True
+
+
+def _values(sketch: Any, block: Any) -> int | None:
+    """How many values a block computes; None where that is symbolic."""
+    sizes = [getattr(sketch.get(loop).extent, "value", None) for loop in sketch.get_loops(block)]
+    known = [int(size) for size in sizes if size is not None]
+    return prod(known) if len(known) == len(sizes) else None
 
 
 def _elementwise(sketch: Any, block: Any, loops: list[Any], extents: list[int], device: Device) -> None:
@@ -100,6 +112,24 @@ def _reduction(sketch: Any, block: Any, loops: list[Any], kinds: list[int], exte
     else:  # LLVM unrolls the taps and vectorizes what is around them, strided loads included
         outer = [loop for loop in outer if int(sketch.get(loop).extent) > 1][:1]
     _parallel(sketch, outer, prod(extents), device)
+
+
+def _symbolic(sketch: Any, block: Any, loops: list[Any], kinds: list[int], device: Device) -> None:
+    """Sums up along a row of results at a time, which LLVM vectorizes for any length, or a vector of a known row."""
+    spatial = [loop for loop, kind in zip(loops, kinds, strict=True) if kind == _SPATIAL]
+    reduced = [loop for loop, kind in zip(loops, kinds, strict=True) if kind == _REDUCTION]
+    axis = max((i for i, kind in enumerate(kinds) if kind == _SPATIAL), default=-1)
+    if reduced and spatial and len(sketch.get(block).writes) == 1 and _walks_along(sketch.get(block), axis):
+        *outer, row = spatial
+        size = getattr(sketch.get(row).extent, "value", None)
+        width = 1 if size is None else _vector(int(size), device)
+        if width > 1:
+            rest, row = sketch.split(row, [None, width])
+            outer.append(rest)
+        sketch.reorder(*outer, *reduced, row)
+        if width > 1:
+            sketch.vectorize(row)
+        sketch.decompose_reduction(block, reduced[0])
 
 
 def _neighbours(block: Any, extents: list[int]) -> int:
