@@ -59,7 +59,7 @@ class CpuLatency:
     """
 
     unit = "s"
-    granularity = 4
+    granularity = 2
 
     def __init__(self, device: Device, trials: Trials | None, margin: float = 0.02, weight_file_bytes: int = 4) -> None:
         self.device, self.margin = device, margin

@@ -82,7 +82,8 @@ def test_the_binary_is_tuned_timed_and_what_ships(tmp_path: Path) -> None:
     np.savez(tmp_path / "calib.npz", **{image.name: noise + np.roll(noise, 1, -1)})
     options = {
         "calib": str(tmp_path / "calib.npz"),
-        "budgets": {"latency": "70%"},
+        "budgets": {"latency": "85%"},
+        "include": ("/block*",),
         "effort": "quick",
         "trials": 2,
         "database": tmp_path / "tune.jsonl",
@@ -96,12 +97,12 @@ def test_the_binary_is_tuned_timed_and_what_ships(tmp_path: Path) -> None:
     dense, rewritten, *references = measured["contenders"]
     assert report["baseline"]["latency"] == {"value": dense["seconds"], "unit": "s", "kind": "measured"}
     assert budget["value"] == report["result"]["latency"]["value"] == rewritten["seconds"]
-    assert budget["kind"] == "measured" and budget["limit"] == pytest.approx(0.7 * dense["seconds"], rel=1e-9)
+    assert budget["kind"] == "measured" and budget["limit"] == pytest.approx(0.85 * dense["seconds"], rel=1e-9)
     assert budget["met"] == (not result.missed) == (budget["value"] <= budget["limit"])
     assert rewritten["low"] <= rewritten["ratio"] <= rewritten["high"] < 1
     assert len(references) == 2 and all(c["seconds"] > 0 for c in measured["contenders"])
     assert measured["trials"] > 0 and measured["untuned"] == []
-    assert {layer["kind"] for layer in report["layers"]} == {"measured"}
+    assert {layer["kind"] for layer in report["layers"] if layer["kind"] is not None} == {"measured"}
     library = Library(tmp_path / "out" / report["artifacts"]["binary"])
     x = noise[:1]
     wanted = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"), providers=["CPUExecutionProvider"]).run(
