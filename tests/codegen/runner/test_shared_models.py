@@ -19,7 +19,7 @@ SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
     "resnet20_cifar10": {"x": (1, 3, 32, 32)},
     "resnet20_cifar10_qdq": {"x": (1, 3, 32, 32)},
     "resnet56_cifar10": {"x": (1, 3, 32, 32)},
-    "squeezenet_v1.0_imagenet": {"x": (1, 3, 224, 224)},
+    "squeezenet_v1.0_imagenet": {"x": (1, 3, 227, 227)},
     "ultraface_RFB-320": {},
     "fastestdet": {},
     "yunet_n_dynamic": {"input": (1, 3, 160, 160)},
