@@ -49,6 +49,10 @@ _KERNEL_FLAGS = {
 """What a compiler may use -> the flag in /proc/cpuinfo without which it must not."""
 
 
+_SCALAR = 128, 8
+"""32 registers of one value each: LLVM takes a vector of four values apart, and eight of those fill them."""
+
+
 @dataclass(frozen=True)
 class Probe:
     """What LLVM says of a processor: its name, the triple, what it has, and the names that would have been known."""
@@ -208,10 +212,10 @@ def _vectors(probe: Probe) -> tuple[int, int]:
     if architecture.startswith(("aarch64", "arm64")):
         return 128, 32  # SVE's vectors have no length that is known here
     if architecture.startswith(("arm", "thumb")):
-        return (128, 16) if "neon" in has else (32, 16)
+        return (128, 16) if "neon" in has else _SCALAR
     if architecture.startswith("riscv"):
         lengths = [int(name[3:-1]) for name in has if re.fullmatch(r"zvl\d+b", name)]
-        return (max(lengths), 32) if "v" in has and lengths else (32, 32)
+        return (max(lengths), 32) if "v" in has and lengths else _SCALAR
     return 128, 16
 
 

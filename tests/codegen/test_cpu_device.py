@@ -65,6 +65,7 @@ def test_what_a_hypervisor_hides_is_not_used(tmp_path: Path, monkeypatch: pytest
         ({"mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a72"}, (128, 32)),
         ({"mtriple": "armv7-linux-gnueabihf", "mcpu": "cortex-a9"}, (128, 16)),
         ({"mtriple": "riscv64-linux-gnu", "mcpu": "sifive-x280"}, (512, 32)),
+        ({"mtriple": "riscv64-linux-gnu", "mcpu": "generic-rv64"}, (128, 8)),  # 32 registers of one value
         ({"mtriple": "x86_64-linux-gnu", "mcpu": "skylake-avx512", "mattr": "-avx512f:+sse4a"}, (256, 16)),
     ],
 )  # lengths and counts of the vendors' manuals
