@@ -46,7 +46,7 @@ def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel: zipfile.ZipF
 
 def test_the_wheel_holds_every_module_and_data_file(wheel: zipfile.ZipFile) -> None:
     data = [*ROOT.glob("accel_sim/targets/*.toml")]
-    data += [path for kind in ("json", "html", "j2") for path in ROOT.glob(f"codegen/**/*.{kind}")]
+    data += [path for kind in ("json", "html", "j2", "h", "cc") for path in ROOT.glob(f"codegen/**/*.{kind}")]
     assert any(path.suffix == ".toml" for path in data) and any(path.suffix == ".json" for path in data)
     modules = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
     shipped = set(wheel.namelist())
