@@ -52,17 +52,19 @@ class Anchored:
         stages = {str(note[STAGE]): i for i, note in enumerate(notes) if STAGE in note}
         pad, out = stages.get("pad"), stages["out"]
         behind = [] if alone else _in_step(sketch, blocks, out)
-        for block in (blocks[out], *(blocks[i] for i in behind))[:-1]:
-            sketch.compute_inline(block)
+        before = [i for i in range(index) if i != pad]
+        readers = [blocks[i] for i in (pad, index) if i is not None]
+        aside = [i for i in before if behind and _feeds_none_of(sketch, blocks[i], readers)]
+        for i in (*aside, *(out, *behind)[:-1]):
+            sketch.compute_inline(blocks[i])
         last = blocks[behind[-1] if behind else out]
-        before = tuple(blocks[i] for i in range(index) if i != pad)
         return cls(
             sketch,
             Workload.parse(str(notes[index][WORKLOAD])),
             Schedule.from_json(json.loads(str(notes[index][SCHEDULE]))),
             blocks[index],
             None if pad is None else blocks[pad],
-            before,
+            tuple(blocks[i] for i in before if i not in aside),
             last,
             tuple(blocks[i] for i in range(out + 1, len(blocks)) if i not in behind),
         )
@@ -82,3 +84,10 @@ def _in_step(sketch: Sketch, blocks: list[Block], out: int) -> list[int]:
             return []
     ends = sketch.get_output_blocks(sketch.get_sblock("root"))
     return behind if len(ends) == 1 else []
+
+
+def _feeds_none_of(sketch: Sketch, block: Block, readers: list[Block]) -> bool:
+    """True for an elementwise block that only what stands behind the anchor reads, an operand of the epilogue."""
+    names = {str(sketch.get(reader).name_hint) for reader in readers}
+    consumers = {str(sketch.get(consumer).name_hint) for consumer in sketch.get_consumers(block)}
+    return not names & consumers and all(int(v.iter_type) == 0 for v in sketch.get(block).iter_vars)

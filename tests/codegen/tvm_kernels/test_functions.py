@@ -94,6 +94,13 @@ def swish(bb: Any, x: Any) -> Any:
     return bb.emit(relax.op.multiply(y, bb.emit(relax.op.sigmoid(y))))
 
 
+def gated(bb: Any, x: Any) -> Any:
+    from tvm import relax
+
+    y = bb.emit(relax.op.nn.conv2d(x, constant(8, 8, 3, 3), padding=(1, 1)))
+    return bb.emit(relax.op.multiply(y, bb.emit(relax.op.sigmoid(x))))
+
+
 def clamped_before(bb: Any, x: Any) -> Any:
     from tvm import relax
 
@@ -114,13 +121,15 @@ def in_torch(emit: Emit, x: Array) -> Array:
         y = functional.relu(y)
     elif emit is swish:
         y = functional.silu(functional.conv2d(value, weight(8, 8, 1, 1)))
+    elif emit is gated:
+        y = functional.conv2d(value, weight(8, 8, 3, 3), padding=1) * torch.sigmoid(value)
     else:
         y = functional.conv2d(functional.relu(value), weight(8, 8, 3, 3), padding=1)
     result: Array = y.numpy()
     return result
 
 
-@pytest.mark.parametrize("emit", [residual, swish, clamped_before])
+@pytest.mark.parametrize("emit", [residual, swish, gated, clamped_before])
 @pytest.mark.parametrize("alone", [False, True])
 def test_what_stands_around_an_anchor_is_computed_with_it(
     emit: Emit, alone: bool, monkeypatch: pytest.MonkeyPatch
