@@ -46,7 +46,10 @@ def lower(
     config: Annotated[Path | None, Option(help="Options from this config.toml; others given here win.")] = None,
     target: Annotated[
         str | None,
-        Option("--target", help="asic, asic:rows=32,sram_kib=256, my_chip.toml, cpu, or cpu:threads=2. [asic]"),
+        Option(
+            "--target",
+            help="asic, asic:rows=32,sram_kib=256, my_chip.toml, cpu, cpu:threads=2, or cuda:gpu=h100. [asic]",
+        ),
     ] = None,
     latency: Annotated[str | None, Option(help="Latency budget: 60%, 2.5ms, 120000cycles.")] = None,
     energy: Annotated[str | None, Option(help="Energy budget: 60%, 1.5mJ.")] = None,
