@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from codegen.child_process import end_with_parent
+from codegen.runner.attach import attach, describe
 from codegen.tune.device import Device
 from codegen.tvm_kernels.imports import load_tvm
 from codegen.tvm_network import compiled, imported, lowered
@@ -78,12 +79,15 @@ def _build(path: Path, library: Path, segments: list[dict[str, Any]], device_val
 
     known = onnx_frontend._get_convert_map
     onnx_frontend._get_convert_map = lambda: {**known(), "RankcProgram": RankcProgram}
-    module = imported(onnx.load(path))
+    model = onnx.load(path)
+    module = imported(model)
+    inputs, outputs = [[value.name for value in values] for values in (model.graph.input, model.graph.output)]
+    metadata = describe(module, inputs, outputs, device.target, device=f"{device.model} and an accelerator")
     names = [_symbol(k) for k in range(len(segments))]
     external = tvm.get_global_func("runtime.CSourceModuleCreate")(source(segments), "cc", names, [])
     made = lowered(module, device, lambda _: None)
     includes = [f"-I{find_include_path()}", f"-I{find_dlpack_include_path()}"]
-    compiled(made.module.with_attr("external_mods", [external]), device, library, includes)
+    compiled(attach(made.module.with_attr("external_mods", [external]), metadata), device, library, includes)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from codegen.asic_binary.host_graph import NODE, host_graph
 from codegen.asic_binary.segments import Segment, cut
 from codegen.child_process import _ROOT
 from codegen.quantized.graph import QHost, QTable, QTensor, QuantizedGraph
+from codegen.runner.metadata import read_metadata
 from codegen.tvm_build import Binary, NoBinary
 
 HEADERS = Path(codegen.asic_binary.__file__).parent
@@ -148,6 +149,12 @@ def test_a_driver_of_ones_own_runs_the_programs(library: Binary, echo: Path) -> 
     np.testing.assert_allclose(outputs[0], _expected(x), rtol=0, atol=1.01 / 256)
     assert outputs[0] == outputs[1]
     assert cycles == 2 * (6 + 6)
+
+
+def test_the_library_says_what_it_takes_and_gives(library: Binary) -> None:
+    found = read_metadata(library.library)
+    assert [info.text for info in (*found.inputs, *found.outputs)] == ["x: float32[1, 6]", "y: float32[1, 6]"]
+    assert found.target["kind"] == "llvm" and found.device.endswith(" and an accelerator")
 
 
 def test_without_a_driver_the_error_says_what_to_do(library: Binary) -> None:
