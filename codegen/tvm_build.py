@@ -74,8 +74,8 @@ def build(
 
     ``schedules``: a workload's key -> what its kernel is built with; others take their defaults. Symbolic dimensions
     are kept if TVM can and not ``bind``; otherwise inputs are bound to ``shapes``, which holds a concrete shape for
-    each of them. Kernels of symbolic shapes have no good schedules. ``plan``: the rank plan's hash, for the metadata.
-    Weights of more than 2 GiB are refused.
+    each of them. What does not work out is tried the other way. Kernels of symbolic shapes have no good schedules.
+    ``plan``: the rank plan's hash, for the metadata. Weights of more than 2 GiB are refused.
     """
     size = sum(path.stat().st_size for path in model.parent.glob(f"{model.name}*"))
     if size > _LIMIT_BYTES:

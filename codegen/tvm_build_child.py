@@ -45,22 +45,19 @@ def _build(request: Mapping[str, Any]) -> dict[str, Any]:
             prepared(path, bound), library, device, source, network=network, plan=str(request["plan"])
         )
 
-    bound: dict[str, list[int]] = {}
-    if shapes and request["bind"]:
-        bound = shapes
+    first, second = (shapes, {}) if request["bind"] else ({}, shapes)
+    bound = first
+    try:
         made = attempt(bound)
-    else:
+    except Refused as refusal:
+        if not shapes:
+            raise
+        bound = second
         try:
-            made = attempt({})
-        except Refused as refusal:
-            if not shapes:
-                raise
-            bound = shapes
-            try:
-                made = attempt(bound)
-            except Refused as second:
-                # Fixed shapes can contradict a network that has branches for several: then the first try tells more.
-                raise (second if second.by_tvm else refusal) from second
+            made = attempt(bound)
+        except Refused as other:
+            # Fixed shapes can contradict a network that has branches for several: then the other try tells more.
+            raise (other if other.by_tvm else refusal) from other
     return {
         "inputs": [value.name for value in free_inputs(model)],
         "outputs": [value.name for value in model.graph.output],
