@@ -25,6 +25,7 @@ from codegen.emission import (
     fitting,
 )
 from codegen.events import Events
+from codegen.farm.measurer import FarmMeasurer
 from codegen.library_timing import Contender as Timed
 from codegen.library_timing import time_together
 from codegen.report.build import BinaryCheck
@@ -33,7 +34,7 @@ from codegen.tune.device import Device
 from codegen.tune.statistics import LEAST_BLOCKS, ratio, summary
 from codegen.tune.workload import Workload
 from codegen.tvm_build import Binary, NoBinary, build
-from codegen.tvm_check import check_binary
+from codegen.tvm_check import check_binary, difference
 from passes.core.cost import Cost, Kind
 from passes.errors import UnsupportedError, VerificationError
 from passes.onnx_graph import OnnxGraph
@@ -66,7 +67,7 @@ class CpuEmitter:
             self._folder = None
 
     def baseline(self, model: Path, shapes: Mapping[str, tuple[int, ...]], seed: int, events: Events) -> Cost | None:
-        """Tunes and builds the network as it came, and times it; None where the device is not this host.
+        """Tunes and builds the network as it came, and times it; None where the device is not here and on no farm.
 
         Raises UnsupportedError with the node, for a network that has no binary.
         """
@@ -75,11 +76,12 @@ class CpuEmitter:
         # Compiled before it is tuned: what cannot be compiled is not worth a trial.
         self._dense = self._built(model, Path(self._folder.name) / LIBRARY, shapes, events)
         self._prices.measure([op.stage for op in graph.workload() if op.stage is not None], events)
-        if not self.here:
+        farm = self._trials.farm(events)
+        if not self.here and farm is None:
             return None
         feeds = next(iter(random_inputs(graph.inputs, shapes, 1, seed).batches(1)))
         with events.stage("time the input"):
-            samples = self._timed([Timed.of(_DENSE, self._dense, feeds)])
+            samples = self._timed([Timed.of(_DENSE, self._dense, feeds)], farm)
         return _cost(samples[_DENSE])
 
     def __call__(self, request: EmissionRequest) -> Emission:
@@ -89,22 +91,24 @@ class CpuEmitter:
         """
         events = request.events
         binary = self._built(request.model, request.folder / LIBRARY, request.shapes, events, request.plan)
-        if not self.here:
+        farm = self._trials.farm(events)
+        if not self.here and farm is None:
             events.warning(f"{LIBRARY} is for {self.device.model} and was not run: its latency is estimated")
             return Emission({"binary": LIBRARY})
         feeds = fitting(binary, request.samples)
         with events.stage("check the binary"):
-            check = self._check(binary, request.model, feeds)
+            check = self._check(binary, request.model, feeds, farm)
         assert self._dense is not None, "the input is compiled before any result"
         with events.stage("time the binaries"):
-            samples = self._timed(
-                [
-                    Timed.of(_DENSE, self._dense, feeds[0]),
-                    Timed.of(_REWRITTEN, binary, feeds[0]),
-                    Timed(_DENSE_ORT, request.original, feeds[0]),
-                    Timed(_REWRITTEN_ORT, request.model, feeds[0]),
-                ]
-            )
+            contenders = [Timed.of(_DENSE, self._dense, feeds[0]), Timed.of(_REWRITTEN, binary, feeds[0])]
+            if farm is None:
+                contenders.append(Timed(_DENSE_ORT, request.original, feeds[0]))
+                contenders.append(Timed(_REWRITTEN_ORT, request.model, feeds[0]))
+            samples = self._timed(contenders, farm)
+            if farm is not None:
+                events.note(f"timed on {farm.network_device} of the farm, beside no other engine")
+                for line in farm.summary().lines():
+                    events.note(line)
         gained = ratio(samples[_REWRITTEN], samples[_DENSE], CONFIDENCE)
         report = self._report(request, binary, samples)
         return Emission(
@@ -138,18 +142,26 @@ class CpuEmitter:
             raise UnsupportedError(f"{model.name}: {made.reason}")
         return made
 
-    def _timed(self, contenders: Sequence[Timed]) -> dict[str, Array]:
+    def _timed(self, contenders: Sequence[Timed], farm: FarmMeasurer | None) -> dict[str, Array]:
         """Seconds of single calls by contender, (blocks, calls): many blocks of a few milliseconds, as time allows."""
-        (once,) = time_together(contenders[:1], blocks=1, calls=3, threads=self.device.threads)
+        together = time_together if farm is None else farm.network
+        (once,) = together(contenders[:1], blocks=1, calls=3, threads=self.device.threads)
         call_s = float(once.seconds.min())
         calls = int(np.clip(_BLOCK_S / call_s, 1, 20))
         blocks = int(np.clip(_TIMING_S / (calls * call_s * len(contenders)), LEAST_BLOCKS + 2, _BLOCKS))
-        found = time_together(contenders, blocks=blocks, calls=calls, threads=self.device.threads)
+        found = together(contenders, blocks=blocks, calls=calls, threads=self.device.threads)
         return {samples.name: samples.seconds for samples in found}
 
-    def _check(self, binary: Binary, model: Path, feeds: Sequence[Feeds]) -> BinaryCheck:
+    def _check(self, binary: Binary, model: Path, feeds: Sequence[Feeds], farm: FarmMeasurer | None) -> BinaryCheck:
         limit = COARSE_RELATIVE_L2 if binary.coarse else RELATIVE_L2
-        found = check_binary(binary, model, feeds)
+        if farm is None:
+            found = check_binary(binary, model, feeds)
+        else:
+            from codegen.onnx_runs import run_file
+
+            runs = [Timed.of(str(index), binary, feed) for index, feed in enumerate(feeds)]
+            made = farm.network(runs, blocks=1, calls=1, threads=self.device.threads)
+            found = difference([samples.outputs for samples in made], run_file(model, feeds, apart=False))
         if not found.within(limit, MAX_ABS):
             raise VerificationError(
                 f"{LIBRARY} differs from model.onnx in onnxruntime by {found.relative_l2:.2g} (relative L2), "

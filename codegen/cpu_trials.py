@@ -8,6 +8,8 @@ from functools import partial
 
 from codegen.cpu_device import runs_here
 from codegen.events import Events
+from codegen.farm.address import Address
+from codegen.farm.measurer import FarmMeasurer
 from codegen.space import cores
 from codegen.tune.database import Database
 from codegen.tune.device import Device
@@ -76,15 +78,20 @@ class DeviceTrials:
     ) -> int:
         if self._make_measurer is None or not workloads:
             return 0
-        if self._measurer is None:
-            self._measurer = self._make_measurer()
-        tuner = Tuner(self.database, self._measurer, self._proposer)
+        tuner = Tuner(self.database, self._started(self._make_measurer, events), self._proposer)
         summary = tuner.tune(workloads, self._stopping, events, out_of_time)
         self._asked.update(outcome.workload for outcome in summary.outcomes if outcome.ended != "time")
         self._tuned.update(o.workload for o in summary.outcomes if o.measured)
         self._made += summary.measured
         self._failed += sum(min(outcome.broken, outcome.measured) for outcome in summary.outcomes)
         return summary.measured
+
+    def farm(self, events: Events) -> FarmMeasurer | None:
+        """The farm that trials are made on, on which whole networks are to be timed too; None where there is none."""
+        if self._make_measurer is None:
+            return None
+        measurer = self._started(self._make_measurer, events)
+        return measurer if isinstance(measurer, FarmMeasurer) else None
 
     def schedules(self) -> dict[str, Schedule]:
         """The fastest known schedule of every workload's key that has one: what kernels are built with."""
@@ -96,6 +103,13 @@ class DeviceTrials:
         if self._measurer is not None:
             self._measurer.close()
             self._measurer = None
+
+    def _started(self, make: Callable[[], Measurer], events: Events) -> Measurer:
+        if self._measurer is None:
+            self._measurer = make()
+            if isinstance(self._measurer, FarmMeasurer):
+                self._measurer.watch(events.warning)
+        return self._measurer
 
     @property
     def tally(self) -> Tally:
@@ -118,8 +132,5 @@ def _here(device: Device) -> Measurer:
 
 
 def _farm(device: Device, tracker: str, key: str) -> Measurer:
-    from codegen.farm.address import Address
-    from codegen.farm.measurer import FarmMeasurer
-
     address = Address.parse(tracker)
     return FarmMeasurer(address.host, address.port, key, device)

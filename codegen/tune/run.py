@@ -77,7 +77,7 @@ def tune(config: TuneConfig, events: Events) -> dict[str, Any]:
     tunable = [workload for workload in layers if spaces.templates(workload, device)]
     summary = Summary((), True)
     if tunable:
-        with _proposer(config, device, database) as proposer, _measurer(config, device) as measurer:
+        with _proposer(config, device, database) as proposer, _measurer(config, device, watched) as measurer:
             stopping = Stopping(config.trials, config.patience)
             summary = Tuner(database, measurer, proposer).tune(
                 tunable, stopping, watched, _clock(started, config.time_budget_s)
@@ -121,8 +121,9 @@ def _layers(config: TuneConfig, events: Events) -> Counter[Workload]:
 
 
 @contextmanager
-def _measurer(config: TuneConfig, device: Device) -> Iterator[Measurer]:
+def _measurer(config: TuneConfig, device: Device, events: Events) -> Iterator[Measurer]:
     from codegen.cpu_trials import measurer_of
+    from codegen.farm.measurer import FarmMeasurer
 
     make = measurer_of(device, TuningOptions(rpc=config.rpc, rpc_key=config.rpc_key))
     if make is None:
@@ -131,9 +132,14 @@ def _measurer(config: TuneConfig, device: Device) -> Iterator[Measurer]:
             "--rpc HOST:PORT --rpc-key KEY"
         )
     measurer = make()
+    farm = measurer if isinstance(measurer, FarmMeasurer) else None
+    if farm is not None:
+        farm.watch(events.warning)
     try:
         yield measurer
     finally:
+        for line in farm.summary().lines() if farm is not None else ():
+            events.note(line)
         measurer.close()
 
 

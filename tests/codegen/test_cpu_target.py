@@ -38,7 +38,9 @@ def test_this_host_is_described_in_full(tmp_path: Path) -> None:
 
 
 def test_nothing_tells_the_energy(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--energy: nothing tells the energy of cpu; there are --latency, --macs, --params, --size"):
+    with pytest.raises(
+        UsageError, match="--energy: nothing tells the energy of cpu; there are --latency, --macs, --params, --size"
+    ):
         driver.lower(config(tmp_path, budgets={"energy": "50%"}), QuietEvents())
 
 
