@@ -109,6 +109,10 @@ def _reduction(sketch: Any, block: Any, loops: list[Any], kinds: list[int], exte
         sketch.unroll(lanes)
         sketch.decompose_reduction(block, reduced[0])
         outer.append(rest)
+    elif extents[last] <= device.lanes and not along:
+        # LLVM would unroll a row that short, tap by tap; as the innermost loop it becomes vectors.
+        sketch.reorder(*outer, *reduced, loops[last])
+        sketch.decompose_reduction(block, reduced[0])
     else:  # LLVM unrolls the taps and vectorizes what is around them, strided loads included
         outer = [loop for loop in outer if int(sketch.get(loop).extent) > 1][:1]
     _parallel(sketch, outer, prod(extents), device)
