@@ -28,10 +28,18 @@ def bench(
     data: Annotated[Path | None, Option(help="Folder of the data. [../shared/data beside the checkout]")] = None,
     rows: Annotated[str | None, Option(help="ptq-resnet20: which of its rows, such as ac. [abcd]")] = None,
     budgets: Annotated[str | None, Option(help="ptq-resnet20: latency budgets in percent. [90,80,70,60,50]")] = None,
+    limits: Annotated[
+        str | None, Option(help="cpu-resnet20: budgets, a run of lower each. [latency=50%,macs=28%]")
+    ] = None,
+    database: Annotated[
+        Path | None, Option(help="cpu-*: file of trials that is read and added to. [one that is removed again]")
+    ] = None,
     target: Annotated[str | None, Option(help="Target whose latency counts. [asic]")] = None,
     effort: Annotated[str | None, Option(help="quick, default or extensive. [default]")] = None,
-    images: Annotated[int | None, Option(min=1, help="ptq-resnet20: test images to evaluate on. [all]")] = None,
-    plans: Annotated[int | None, Option(min=3, help="error-models: how many plans of each family. [40]")] = None,
+    images: Annotated[int | None, Option(min=1, help="*-resnet20: test images to evaluate on. [all]")] = None,
+    plans: Annotated[
+        int | None, Option(min=3, help="error-models: how many plans of each family; cpu-prediction. [40]")
+    ] = None,
     corrected: Annotated[
         int | None, Option(min=0, help="error-models: how many of them after sequential correction too. [20]")
     ] = None,
@@ -70,7 +78,8 @@ def bench(
             "models": models, "data": data, "rows": rows, "target": target, "effort": effort, "images": images,
             "plans": plans, "corrected": corrected, "seed": seed, "layers": layers, "repeats": repeats,
             "dataflow": dataflow, "scalesim_python": scalesim_python, "output": output, "reference": reference,
-            "bits": bits,
+            "bits": bits, "database": database,
+            "limits": None if limits is None else tuple(part.strip() for part in limits.split(",")),
             "budgets": None if budgets is None else percentages(budgets),
             "networks": None if networks is None else tuple(part.strip() for part in networks.split(",")),
         }  # fmt: skip

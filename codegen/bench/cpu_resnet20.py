@@ -27,11 +27,11 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class CpuResnet20:
-    """``budgets`` are written metric=limit. ``database``: the file of trials; None starts with an empty one."""
+    """``limits`` are budgets, written metric=limit. ``database``: the file of trials; None starts with an empty one."""
 
     models: Path = MODELS
     data: Path = DATA
-    budgets: tuple[str, ...] = ("latency=50%", "macs=28%")
+    limits: tuple[str, ...] = ("latency=50%", "macs=28%")
     database: Path | None = None
     effort: str = "default"
     calibration: int = 1000
@@ -41,8 +41,8 @@ class CpuResnet20:
     name: ClassVar[str] = "cpu-resnet20"
 
     def __post_init__(self) -> None:
-        if not self.budgets or any("=" not in budget for budget in self.budgets):
-            raise UsageError(f"--budgets {','.join(self.budgets)!r}: write metric=limit, such as latency=50%")
+        if not self.limits or any("=" not in budget for budget in self.limits):
+            raise UsageError(f"--limits {','.join(self.limits)!r}: write metric=limit, such as latency=50%")
 
     def run(self, events: Events) -> dict[str, Any]:
         """``runs`` of lower, and ``contenders`` with their times in seconds and ratios to onnxruntime on the input."""
@@ -61,12 +61,12 @@ class CpuResnet20:
             database = self.database or folder / "trials.jsonl"
             runs = [
                 self._lowered(model, calibration, database, budget, folder / f"{index}", events)
-                for index, budget in enumerate((*self.budgets, self.budgets[0]))
+                for index, budget in enumerate((*self.limits, self.limits[0]))
             ]
-            files = {"the input": model} | {b: folder / f"{i}" / "model.onnx" for i, b in enumerate(self.budgets)}
+            files = {"the input": model} | {b: folder / f"{i}" / "model.onnx" for i, b in enumerate(self.limits)}
             dense = folder / "dense.so"
             untuned = [used.key for used in tuned_build(model, database, dense).workloads if not used.tuned]
-            libraries = {"the input": dense} | {b: folder / f"{i}" / "model.so" for i, b in enumerate(self.budgets)}
+            libraries = {"the input": dense} | {b: folder / f"{i}" / "model.so" for i, b in enumerate(self.limits)}
             with events.stage("time the binaries"):
                 samples = time_side_by_side(
                     {f"tuned binary, {name}": path for name, path in libraries.items()},
@@ -81,7 +81,7 @@ class CpuResnet20:
                     progress.advance(1, name)
         reference = samples["onnxruntime, the input"]
         macs = {"the input": runs[0]["baseline"]["macs"]["value"]}
-        macs |= {run["budget"]: run["result"]["macs"]["value"] for run in runs[: len(self.budgets)]}
+        macs |= {run["budget"]: run["result"]["macs"]["value"] for run in runs[: len(self.limits)]}
         rows = []
         for name, times in samples.items():
             network = name.partition(", ")[2]

@@ -26,7 +26,7 @@ def test_binaries_take_turns_with_onnxruntime_and_a_second_run_needs_no_trial(
     folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
     bench = CpuResnet20(
-        *folders, budgets=("macs=70%",), database=tmp_path / "trials.jsonl", effort="quick", calibration=40
+        *folders, limits=("macs=70%",), database=tmp_path / "trials.jsonl", effort="quick", calibration=40
     )
     result = bench.run(QuietEvents())
     json.dumps(result)
@@ -61,6 +61,6 @@ def test_predictions_stand_beside_what_was_measured(folders: tuple[Path, Path]) 
 
 def test_options_that_make_no_sense_are_refused() -> None:
     with pytest.raises(UsageError, match="metric=limit"):
-        CpuResnet20(budgets=("50%",))
+        CpuResnet20(limits=("50%",))
     with pytest.raises(UsageError, match="at least 3"):
         CpuPrediction(plans=2)
