@@ -11,6 +11,7 @@ BUILTIN = {
     "asic-vs-scalesim": "codegen.bench.asic_vs_scalesim:AsicVsScalesim",
     "flipped-bits": "codegen.bench.flipped_bits:FlippedBits",
     "cpu-resnet20": "codegen.bench.cpu_resnet20:CpuResnet20",
+    "cpu-networks": "codegen.bench.cpu_networks:CpuNetworks",
     "cpu-prediction": "codegen.bench.cpu_prediction:CpuPrediction",
     "staircase": "codegen.bench.staircase:Staircase",
     "validation": "codegen.bench.validation:Validation",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from codegen.cpu_device import device_for
@@ -11,13 +12,20 @@ from passes.errors import UnsupportedError
 from passes.onnx_graph import OnnxGraph
 
 
-def tuned_build(model: Path, database: Path, library: Path) -> Binary:
-    """Compiles ``model`` to ``library`` for one thread of this host. UnsupportedError where TVM cannot."""
+def tuned_build(
+    model: Path, database: Path | None, library: Path, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> Binary:
+    """Compiles ``model`` to ``library`` for one thread of this host. UnsupportedError where TVM cannot.
+
+    Without a ``database`` every kernel has the schedule that needs no trial.
+    """
     device = device_for({})
-    trials = Database(database)
-    best = (trials.best(workload, device) for workload in trials.workloads(device))
-    schedules = {record.workload: record.schedule for record in best if record is not None}
-    shapes = OnnxGraph.read(model).input_shapes
+    schedules = {}
+    if database is not None:
+        trials = Database(database)
+        best = (trials.best(workload, device) for workload in trials.workloads(device))
+        schedules = {record.workload: record.schedule for record in best if record is not None}
+    shapes = OnnxGraph.read(model).input_shapes if shapes is None else shapes
     made = build(model, library, shapes, device=device, schedules=schedules, bind=True)
     if isinstance(made, NoBinary):
         raise UnsupportedError(f"{model.name}: {made.reason}")

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
+from codegen.bench.cpu_networks import CpuNetworks
 from codegen.bench.cpu_prediction import CpuPrediction
 from codegen.bench.cpu_resnet20 import CpuResnet20
 from codegen.events import QuietEvents
@@ -57,6 +60,30 @@ def test_predictions_stand_beside_what_was_measured(folders: tuple[Path, Path]) 
         assert result[what]["largest_error"] == pytest.approx(errors[2])
         assert -1 <= result[what]["rank_correlation"] <= 1
     assert [len(table.rows) for table in bench.tables(result)] == [2, 3]
+
+
+@pytest.mark.slow
+def test_networks_stand_beside_onnxruntime_or_say_what_stops_them(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    (network,) = folders[0].glob("*.onnx")
+    (tmp_path / network.name).write_bytes(network.read_bytes())
+    unknown = helper.make_graph(
+        [helper.make_node("RNN", ["x", "w", "r"], ["", "y"], "loop", hidden_size=2)],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, 1, 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1, 2])],
+        [helper.make_tensor(n, TensorProto.FLOAT, [1, 2, 2], [0.5] * 4) for n in ("w", "r")],
+    )
+    onnx.save(
+        helper.make_model(unknown, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "z.onnx"
+    )
+    bench = CpuNetworks(tmp_path)
+    result = bench.run(QuietEvents())
+    json.dumps(result)
+    first, second = result["networks"]
+    assert first["max_abs"] < 1e-4 and first["low"] <= first["ratio"] <= first["high"]
+    assert first["untuned"] == first["kernels"] > 0
+    assert "RNN" in second["reason"] and "loop" in second["reason"]
+    assert [len(table.rows) for table in bench.tables(result)] == [2]
 
 
 def test_options_that_make_no_sense_are_refused() -> None:
