@@ -71,10 +71,10 @@ class CpuNetworks:
         }
 
     def tables(self, result: Mapping[str, Any]) -> list[Table]:
-        rows = []
+        rows, without = [], []
         for row in result["networks"]:
             if "reason" in row:
-                rows.append((row["network"], row["reason"], "", "", "", ""))
+                without.append((row["network"], row["reason"]))
                 continue
             rows.append(
                 (
@@ -87,4 +87,7 @@ class CpuNetworks:
                 )
             )
         columns = ("network", "ours, ms (measured)", "onnxruntime, ms", "ratio", "95 % interval", "largest difference")
-        return [Table("networks as they are, one thread, in turns in one process", columns, tuple(rows))]
+        found = [Table("networks as they are, one thread, in turns in one process", columns, tuple(rows))]
+        if without:
+            found.append(Table("without a binary", ("network", "reason"), tuple(without)))
+        return found
