@@ -15,7 +15,7 @@ settings.register_profile(
 settings.register_profile("explore", deadline=None, max_examples=500, suppress_health_check=_slow_machine)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "deterministic"))
 
-# A shell that starts the suite in the background has it ignore interrupts, and its children would too; the tests of what
-# an interrupt leaves behind need one that arrives.
+# A shell that starts the suite in the background has it ignore interrupts, and its children would too; the tests of
+# what an interrupt leaves behind need one that arrives.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
