@@ -10,7 +10,7 @@ import pytest
 
 from codegen.farm.address import FarmError
 from codegen.farm.serve import Farm
-from codegen.farm.tracker import TrackerConnection, status
+from codegen.farm.tracker import FarmStatus, TrackerConnection, status
 
 
 def free_port() -> int:
@@ -38,6 +38,20 @@ def answering(reply: bytes | None) -> Iterator[int]:
     thread.join(10)
 
 
+def settled(farm: Farm, key: str, wanted: tuple[int, int, int]) -> FarmStatus:
+    """The status once ``key`` shows ``wanted`` devices free, busy, and requests pending; after 20 s as it is then.
+
+    A tracker serves its connections in no fixed order: what one of them sent may be seen after the question of another.
+    """
+    until = time.monotonic() + 20
+    while True:
+        now = status(farm.tracker.host, farm.tracker.port)
+        group = now.group(key)
+        if (group.free, group.busy, group.pending) == wanted or time.monotonic() > until:
+            return now
+        time.sleep(0.02)
+
+
 def test_no_tracker_is_an_error_that_says_what_to_do() -> None:
     port = free_port()
     with pytest.raises(FarmError, match=f"^no RPC tracker answers at 127.0.0.1:{port}: Connection refused; start one"):
@@ -58,9 +72,7 @@ def test_devices_are_listed_by_key_free_and_busy(farm: Farm) -> None:
     assert status(farm.tracker.host, farm.tracker.port).groups == ()
     first, second = farm.add_server("lab"), farm.add_server("lab")
     other = farm.add_server("other")
-    until = time.monotonic() + 20
-    while (lab := status(farm.tracker.host, farm.tracker.port).group("lab")).free < 2 and time.monotonic() < until:
-        time.sleep(0.02)
+    lab = settled(farm, "lab", (2, 0, 0)).group("lab")
     assert set(lab.devices) == {first.address, second.address}
     assert (lab.free, lab.busy, lab.pending) == (2, 0, 0)
 
@@ -74,8 +86,9 @@ def test_devices_are_listed_by_key_free_and_busy(farm: Farm) -> None:
             offer = connection.offer()
         offers.append(offer.device)
     assert set(offers) == {first.address, second.address}
-    now = status(farm.tracker.host, farm.tracker.port)
+    now = settled(farm, "lab", (0, 2, 1))
     assert (now.group("lab").free, now.group("lab").busy, now.group("lab").pending) == (0, 2, 1)
+    now = settled(farm, "other", (1, 0, 0))
     assert (now.group("other").devices, now.group("other").free) == ((other.address,), 1)
     assert connections[2].offer() is None
     for connection in connections:
