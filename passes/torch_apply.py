@@ -21,10 +21,14 @@ Tensor = torch.Tensor
 
 def apply_stage(stage: Stage, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
     """The stage on ``x``: (N, C, *spatial), or (N, C) when linear. ``weight``/``bias`` stand in for the stage's own."""
-    g = stage.geometry
     weight = _constant(stage.weight, x) if weight is None else weight
     if bias is None and stage.bias is not None:
         bias = _constant(stage.bias, x)
+    return convolve(stage.geometry, x, weight, bias)
+
+
+def convolve(g: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A layer of geometry ``g`` on ``x``, (N, C, *spatial) or (N, C) when linear; ``weight`` (O, I/groups, *kernel)."""
     n = g.ndim
     if n == 0:
         if g.groups == 1:
