@@ -8,18 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from codegen.cli_streams import (
-    DONE,
-    MISSED,
-    STDOUT,
-    check_json_target,
-    closed_pipe_is_fine,
-    events,
-    guarded,
-    own_stdout,
-    say,
-    write,
-)
+from codegen.cli_streams import DONE, MISSED, check_json_target, events, guarded, own_stdout, present, say
 from passes.errors import UsageError
 
 if TYPE_CHECKING:
@@ -78,14 +67,13 @@ def _lower(config: LowerConfig, stdout: TextIO, json_to: Path | None, verbose: b
     driver = _driver()
     with events(verbose, quiet) as watcher:
         result: LowerResult = driver.lower(config, watcher)
-    with closed_pipe_is_fine(stdout):
-        if json_to == STDOUT:
-            stdout.write(to_json(result.report))
-        elif not quiet:
-            print_report(result.report, explain=config.explain, stream=stdout)
-            if result.output is not None:
-                print(f"written to {result.output}", file=stdout)
-    write(json_to, to_json(result.report))
+
+    def show(stream: TextIO) -> None:
+        print_report(result.report, explain=config.explain, stream=stream)
+        if result.output is not None:
+            print(f"written to {result.output}", file=stream)
+
+    present(to_json(result.report), show, stdout, json_to, quiet=quiet)
     if not result.missed:
         return DONE
     if not quiet:
@@ -100,12 +88,7 @@ def _inspect(config: LowerConfig, stdout: TextIO, json_to: Path | None, verbose:
     with events(verbose, quiet) as watcher:
         rows = driver.inspect(config, watcher)
     text = json.dumps({"nodes": [asdict(row) for row in rows]}, indent=2, ensure_ascii=False) + "\n"
-    with closed_pipe_is_fine(stdout):
-        if json_to == STDOUT:
-            stdout.write(text)
-        elif not quiet:
-            print_inspection(rows, stream=stdout)
-    write(json_to, text)
+    present(text, lambda stream: print_inspection(rows, stream=stream), stdout, json_to, quiet=quiet)
     return DONE
 
 

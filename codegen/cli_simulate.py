@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, TextIO
 
 import typer
 
 from codegen.cli_options import json_target, shapes
-from codegen.cli_streams import DONE, STDOUT, check_json_target, closed_pipe_is_fine, events, guarded, own_stdout, write
+from codegen.cli_streams import DONE, check_json_target, events, guarded, own_stdout, present, write
 from passes.errors import UsageError
 
 Option = typer.Option
@@ -86,12 +87,8 @@ def simulate(
             with events(verbose, quiet) as watcher:
                 outcome = carry_out(config, watcher)
             report = to_dict(outcome, {}) if output is None else write_folder(outcome, output)
-            with closed_pipe_is_fine(stdout):
-                if json_to == STDOUT:
-                    stdout.write(to_json(report))
-                elif not quiet:
-                    _show(report, stdout, stalls, output)
-        write(json_to, to_json(report))
+            show = partial(_show, report, stalls=stalls, output=output)
+            present(to_json(report), show, stdout, json_to, quiet=quiet)
         write(csv, to_csv(report))
         return DONE
 
@@ -106,7 +103,7 @@ def _samples(text: str | None) -> int | None:
     return 64 if text is None else int(text)
 
 
-def _show(report: dict[str, object], stdout: TextIO, stalls: bool, output: Path | None) -> None:
+def _show(report: dict[str, object], stdout: TextIO, *, stalls: bool, output: Path | None) -> None:
     from codegen.simulate.console import print_simulation
 
     print_simulation(report, stdout, stalls=stalls)

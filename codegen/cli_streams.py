@@ -74,6 +74,21 @@ def write(json_to: Path | None, text: str) -> None:
         raise InputError(f"{json_to}: cannot be written: {error.strerror}") from error
 
 
+def present(
+    text: str, show: Callable[[TextIO], None], stdout: TextIO, json_to: Path | None, *, quiet: bool = False
+) -> None:
+    """A command's result where the user wants it: ``text``, which is JSON, alone on stdout or in the file ``json_to``.
+
+    Unless stdout is taken by it, ``show`` writes the result there for people; not with ``quiet``.
+    """
+    with closed_pipe_is_fine(stdout):
+        if json_to == STDOUT:
+            stdout.write(text)
+        elif not quiet:
+            show(stdout)
+    write(json_to, text)
+
+
 @contextmanager
 def own_stdout(quiet: bool) -> Iterator[TextIO]:
     """The real stdout as a stream; meanwhile descriptor 1 leads to stderr (with ``quiet``, nowhere).

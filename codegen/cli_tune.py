@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from codegen.cli_options import duration_s, json_target, shapes
-from codegen.cli_streams import DONE, STDOUT, check_json_target, closed_pipe_is_fine, events, guarded, own_stdout, write
+from codegen.cli_streams import DONE, check_json_target, events, guarded, own_stdout, present
 from passes.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -115,12 +116,7 @@ def _tune(config: TuneConfig, json_to: Path | None, verbose: bool, quiet: bool) 
         with events(verbose, quiet) as watcher:
             report = carry_out(config, watcher)
         text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-        with closed_pipe_is_fine(stdout):
-            if json_to == STDOUT:
-                stdout.write(text)
-            elif not quiet:
-                print_tuning(report, stdout)
-    write(json_to, text)
+        present(text, partial(print_tuning, report), stdout, json_to, quiet=quiet)
     return DONE
 
 
@@ -135,12 +131,7 @@ def _list(path: Path, json_to: Path | None, quiet: bool) -> int:
         with events(False, quiet) as watcher:
             rows = listing(Database(path, warn=watcher.warning))
         text = json.dumps({"database": str(path), "kernels": rows}, indent=2, ensure_ascii=False) + "\n"
-        with closed_pipe_is_fine(stdout):
-            if json_to == STDOUT:
-                stdout.write(text)
-            elif not quiet:
-                print_listing(rows, stdout)
-    write(json_to, text)
+        present(text, partial(print_listing, rows), stdout, json_to, quiet=quiet)
     return DONE
 
 

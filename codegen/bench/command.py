@@ -11,7 +11,7 @@ import typer
 
 from codegen.bench import BUILTIN
 from codegen.cli_options import json_target
-from codegen.cli_streams import DONE, STDOUT, check_json_target, closed_pipe_is_fine, events, guarded, own_stdout, write
+from codegen.cli_streams import DONE, check_json_target, events, guarded, own_stdout, present
 from passes.errors import UsageError
 
 if TYPE_CHECKING:
@@ -90,12 +90,7 @@ def bench(
             with events(False, quiet) as watcher:
                 result = envelope(benchmark, benchmark.run(watcher))
             text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-            with closed_pipe_is_fine(stdout):
-                if json_to == STDOUT:
-                    stdout.write(text)
-                else:
-                    _show(benchmark.tables(result), stdout)
-            write(json_to, text)
+            present(text, lambda stream: _show(benchmark.tables(result), stream), stdout, json_to)
         return DONE
 
     nothing: Callable[[], str] = lambda: "nothing was written"  # noqa: E731

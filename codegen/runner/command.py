@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from codegen.cli_options import json_target, shapes
-from codegen.cli_streams import DONE, STDOUT, check_json_target, closed_pipe_is_fine, guarded, own_stdout, write
+from codegen.cli_streams import DONE, check_json_target, guarded, own_stdout, present
 from passes.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,12 +56,7 @@ def run_library(
                 result = _described(library)
             else:
                 result = _carried_out(library, inputs, output, repeat, threads, shapes(shape or []), seed)
-            with closed_pipe_is_fine(stdout):
-                if json_to == STDOUT:
-                    stdout.write(_text(result))
-                elif not quiet:
-                    _show(result, stdout)
-        write(json_to, _text(result))
+            present(_text(result), partial(_show, result), stdout, json_to, quiet=quiet)
         return DONE
 
     raise typer.Exit(guarded(action, lambda: "nothing was written", debug=debug))
