@@ -135,7 +135,7 @@ class CpuEmitter:
     def _compiled(
         self, model: Path, library: Path, shapes: Mapping[str, tuple[int, ...]], events: Events, plan: str
     ) -> Binary:
-        schedules = self._trials.schedules()
+        schedules = self._trials.database.schedules(self.device)
         with events.stage("compile"):
             made = build(model, library, shapes, device=self.device, schedules=schedules, bind=True, plan=plan)
         if isinstance(made, NoBinary):

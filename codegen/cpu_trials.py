@@ -16,7 +16,6 @@ from codegen.tune.device import Device
 from codegen.tune.measuring import Measurer
 from codegen.tune.options import TuningOptions
 from codegen.tune.proposals import Proposer
-from codegen.tune.schedule import Schedule
 from codegen.tune.tuner import Stopping, Tuner
 from codegen.tune.workload import Workload
 
@@ -92,11 +91,6 @@ class DeviceTrials:
             return None
         measurer = self._started(self._make_measurer, events)
         return measurer if isinstance(measurer, FarmMeasurer) else None
-
-    def schedules(self) -> dict[str, Schedule]:
-        """The fastest known schedule of every workload's key that has one: what kernels are built with."""
-        best = (self.database.best(workload, self.device) for workload in self.database.workloads(self.device))
-        return {record.workload: record.schedule for record in best if record is not None}
 
     def close(self) -> None:
         """Ends the measuring processes; a later trial starts them anew."""

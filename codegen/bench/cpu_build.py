@@ -20,11 +20,7 @@ def tuned_build(
     Without a ``database`` every kernel has the schedule that needs no trial.
     """
     device = device_for({})
-    schedules = {}
-    if database is not None:
-        trials = Database(database)
-        best = (trials.best(workload, device) for workload in trials.workloads(device))
-        schedules = {record.workload: record.schedule for record in best if record is not None}
+    schedules = {} if database is None else Database(database).schedules(device)
     shapes = OnnxGraph.read(model).input_shapes if shapes is None else shapes
     made = build(model, library, shapes, device=device, schedules=schedules, bind=True)
     if isinstance(made, NoBinary):

@@ -137,6 +137,11 @@ class Database:
             found = {key[0] for key in self._index if key[1:] == (device.key, self.versions)}
         return [Workload.parse(key) for key in sorted(found)]
 
+    def schedules(self, device: Device) -> dict[str, Schedule]:
+        """The fastest known schedule of every workload's key that has one: what kernels are built with."""
+        best = (self.best(workload, device) for workload in self.workloads(device))
+        return {record.workload: record.schedule for record in best if record is not None}
+
     def nearest(self, workload: Workload, device: Device, count: int = 1) -> list[Record]:
         """The best trials of the ``count`` most similar workloads of the same family, the most similar first.
 

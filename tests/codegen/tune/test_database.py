@@ -142,6 +142,8 @@ def test_best_and_trials(path: Path) -> None:
     assert [r.schedule["oc"] for r in database.trials(CONV, DEVICE)] == [1, 2, 3, 4]
     assert database.known(CONV, DEVICE) == {Schedule.of("rows", oc=oc) for oc in (1, 2, 3, 4)}
     assert database.workloads(DEVICE) == [CONV, WIDE]
+    database.add(timing(FAR, None), DEVICE)
+    assert database.schedules(DEVICE) == {CONV.key: Schedule.of("rows", oc=2), WIDE.key: timing().job.schedule}
     broken = database.trial(CONV, DEVICE, Schedule.of("rows", oc=3))
     assert broken is not None and broken.error == "it crashed" and broken.seconds is None
 
