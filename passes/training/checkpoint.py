@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -10,31 +11,50 @@ import torch
 
 from passes.errors import InputError
 
-FORMAT = 1
+FORMAT = 2
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Writes tensors and plain values beside ``path`` first and renames them into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    """Writes tensors and plain values beside ``path`` first and renames them into place. InputError where it cannot."""
+    temporary = path.with_name(f"{path.name}.tmp")  # what a killed process left of it is overwritten
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             torch.save({"format": FORMAT, **state}, file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    finally:
+    except (OSError, RuntimeError) as error:  # torch's writer of archives raises RuntimeError on a full disk
         temporary.unlink(missing_ok=True)
+        raise InputError(f"{path}: cannot be written: {_first_line(error)}") from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def load(path: Path) -> dict[str, Any] | None:
     """What :func:`save` wrote; None where there is no such file. InputError where it is something else."""
-    if not path.exists():
-        return None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {_first_line(error)}") from error
+    return decoded(content, path)
+
+
+def decoded(content: bytes, path: Path) -> dict[str, Any]:
+    """The state in the bytes of a checkpoint; ``path`` names it in messages."""
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise InputError(f"{path}: is no checkpoint: {str(error).splitlines()[0]}; remove it to start over") from error
+        raise InputError(f"{path}: is no checkpoint: {_first_line(error)}; remove it to start over") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(f"{path}: is no checkpoint of this version; remove it to start over")
     return state
+
+
+def _first_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +15,14 @@ Tensor = torch.Tensor
 
 
 class Objective(Protocol):
-    """A loss of a network on a batch.
+    """A loss of a network on a batch: the mean over its samples, plus what depends on the weights alone.
 
     It may be a ``torch.nn.Module`` with parameters of its own, which are trained along. ``epoch`` counts from 0, with
-    the fraction of the running one, and ``epochs`` is where training ends: for whatever is annealed.
+    the fraction of the running one, and ``epochs`` is where training ends: for whatever is annealed. Random draws come
+    from torch's default generators, which are set before each step.
+
+    It may have a method ``describe() -> dict[str, Any]``: what it was made with, as JSON values. A checkpoint of a run
+    with another description is refused.
     """
 
     def __call__(self, network: nn.Module, batch: Batch, epoch: float, epochs: float) -> Tensor: ...
@@ -44,3 +48,6 @@ class CrossEntropy:
 
     def __call__(self, network: nn.Module, batch: Batch, epoch: float, epochs: float) -> Tensor:
         return F.cross_entropy(scores_of(network, batch), batch[LABELS], label_smoothing=self.label_smoothing)
+
+    def describe(self) -> dict[str, Any]:
+        return {"label_smoothing": self.label_smoothing}
