@@ -13,7 +13,7 @@ with, and a silent conversion would calibrate on nonsense.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,9 +77,15 @@ class Dataset:
         return state.hexdigest()
 
 
-def load(source: str, inputs: Sequence[TensorSpec], limit: int | None = None) -> Dataset:
+def load(
+    source: str,
+    inputs: Sequence[TensorSpec],
+    limit: int | None = None,
+    on_rows: Callable[[int], None] = lambda rows: None,
+) -> Dataset:
     """Reads ``source`` (see :mod:`codegen.dataset_files`), at most ``limit`` samples of it.
 
+    ``on_rows`` is told how many rows of the first input have been read, after each file or item.
     Raises InputError of one line: which key, what it is, what was expected.
     """
     names = [spec.name for spec in inputs]
@@ -88,6 +94,7 @@ def load(source: str, inputs: Sequence[TensorSpec], limit: int | None = None) ->
     wheres: dict[str, str] = {}
     for piece in pieces(source, names):
         _take(piece, inputs, limit, found, labels, wheres)
+        on_rows(_rows(found[names[0]]) if names else 0)
         if limit is not None and all(_rows(found[s.name]) >= limit * max(_rows_each(s), 1) for s in inputs):
             break
     missing = [name for name in names if not found[name]]

@@ -6,7 +6,8 @@ import runpy
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,25 +138,48 @@ def _only(names: Sequence[str], path: Path) -> str:
 
 
 def _script(path: Path, function: str) -> Iterator[Piece]:
-    if not path.is_file():
-        raise InputError(f"{path}: no such script")
-    folder = str(path.absolute().parent)
-    sys.path.insert(0, folder)  # the script's own imports, as if it had been started
-    try:
-        where = f"{path}:{function}"
-        with _blamed_on(str(path)):
-            names = runpy.run_path(str(path), run_name="rankc_data")
-        load = names.get(function)
-        if not callable(load):
-            raise InputError(f"{path}: defines no function {function}(); name it as {path.name}:FUNCTION")
+    load = script_function(path, function)
+    if load is None:
+        raise InputError(f"{path}: defines no function {function}(); name it as {path.name}:FUNCTION")
+    where = f"{path}:{function}"
+    with _importing_from(path):
+        made = load()
         with _blamed_on(where):
-            items = iter(load())
+            items = iter(made)
         for number in range(sys.maxsize):
             with _blamed_on(f"{where}, item {number}"):
                 item = next(items, None)
             if item is None:
                 return
             yield Piece(f"{where}, item {number}", _arrays(item, f"{where}, item {number}"))
+
+
+def script_function(path: Path, function: str) -> Callable[..., Any] | None:
+    """The function of that name in a user's script; None where the script defines none.
+
+    Whatever the script raises, then or when the function is called, is an InputError of one line that names it.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such script")
+    with _importing_from(path), _blamed_on(str(path)):
+        found = runpy.run_path(str(path), run_name="rankc_data").get(function)
+    if not callable(found):
+        return None
+
+    def called(*arguments: Any) -> Any:
+        with _importing_from(path), _blamed_on(f"{path}:{function}"):
+            return found(*arguments)
+
+    return called
+
+
+@contextmanager
+def _importing_from(path: Path) -> Iterator[None]:
+    """The script's own imports are found meanwhile, as if it had been started."""
+    folder = str(path.absolute().parent)
+    sys.path.insert(0, folder)
+    try:
+        yield
     finally:
         if folder in sys.path:
             sys.path.remove(folder)
