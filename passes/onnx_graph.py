@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,17 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto, ValueInfoProto, helper
 
-from passes import onnx_affine, onnx_check, onnx_cleanup, onnx_reader, onnx_runtime, onnx_shapes, onnx_text, onnx_write
+from passes import (
+    onnx_affine,
+    onnx_check,
+    onnx_cleanup,
+    onnx_reader,
+    onnx_renew,
+    onnx_runtime,
+    onnx_shapes,
+    onnx_text,
+    onnx_write,
+)
 from passes.core.cost import OpWork
 from passes.core.mapped import release
 from passes.core.site import Chain, Site, Stage
@@ -142,6 +152,26 @@ class OnnxGraph:
         """Puts ``chain`` where ``site`` stood; new nodes are named ``<site>/<format>_<i>``. KeyError if it is gone."""
         emit(self._surgery, self._reading(site), chain)
         release(site.stage.weight)
+        self._session = None
+
+    def renew(
+        self,
+        stages: Mapping[str, Stage],
+        constants: Mapping[str, NDArray[Any]],
+        norms: Mapping[str, Sequence[NDArray[Any]]],
+    ) -> None:
+        """Puts other numbers into the network, in the types that it stores them in; its structure stays.
+
+        ``stages`` by site, of the geometry that the site has; ``constants`` by name of an initializer or of the output
+        of a Constant; ``norms``: scale, shift, mean and variance by the name of what a BatchNormalization writes.
+        """
+        for name, value in constants.items():
+            onnx_renew.renew_constant(self._surgery, name, value)
+        for name, values in norms.items():
+            onnx_renew.renew_norm(self._surgery, name, values)
+        readings = self._scan()[0]
+        for name, stage in stages.items():
+            onnx_renew.renew_site(self._surgery, readings[name], stage, self._static)
         self._session = None
 
     def affines(self) -> tuple[Affine, ...]:

@@ -56,15 +56,19 @@ def resize(attributes: Attributes, inputs: Sequence[Tensor | None], opset: int) 
             ties = np.minimum(from_tie, np.abs(1 - from_tie)) < 1e-4
             if np.any(ties & (at != exact)):  # the last bit decides, and formulas differ in it
                 return None
-            x = x.index_select(axis, torch.from_numpy(np.clip(_ROUND[nearest](at), 0, size - 1).astype(np.int64)))
+            x = x.index_select(axis, _on(x, np.clip(_ROUND[nearest](at), 0, size - 1).astype(np.int64)))
             continue
         if mode == "cubic":
             outside = bool(attributes.get("exclude_outside", 0))
             matrix = _cubic(at, size, attributes.get("cubic_coeff_a", -0.75), outside)
         else:
             matrix = _linear(at, size)
-        x = torch.matmul(x.movedim(axis, -1), torch.from_numpy(matrix.T.copy())).movedim(-1, axis)
+        x = torch.matmul(x.movedim(axis, -1), _on(x, matrix.T.copy())).movedim(-1, axis)
     return [x]
+
+
+def _on(x: Tensor, array: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(array).to(x.device)
 
 
 def _half_pixel(at: Floats, scale: Any, size: int, out: int) -> Floats:

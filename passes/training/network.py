@@ -23,7 +23,8 @@ class TrainableNetwork:
     :class:`passes.training.layers.StageLayer`, and whatever is put there later. ``sites`` by name, in execution order,
     hold the weights that the network came with. BatchNorm nodes are ``torch.nn.BatchNorm`` modules: training updates
     their statistics. Constants that are no layer's are parameters where they are floats that the result depends on
-    (slopes, gains), else buffers.
+    (slopes, gains), else buffers. ``constants``: path of such a parameter -> name of the constant in the network that
+    this one was made of; ``norms``: path of a BatchNorm module -> name of the tensor it writes there.
     """
 
     module: torch.fx.GraphModule
@@ -31,6 +32,8 @@ class TrainableNetwork:
     outputs: tuple[str, ...]
     sites: dict[str, Site] = field(default_factory=dict)
     layers: dict[str, str] = field(default_factory=dict)
+    constants: dict[str, str] = field(default_factory=dict)
+    norms: dict[str, str] = field(default_factory=dict)
 
     def layer(self, site: str) -> nn.Module:
         """What stands in the place of a site. KeyError for an unknown name."""
@@ -43,5 +46,11 @@ class TrainableNetwork:
     def clone(self) -> TrainableNetwork:
         """An independent copy: parameters, statistics and structure."""
         return TrainableNetwork(
-            copy.deepcopy(self.module), self.inputs, self.outputs, dict(self.sites), dict(self.layers)
+            copy.deepcopy(self.module),
+            self.inputs,
+            self.outputs,
+            dict(self.sites),
+            dict(self.layers),
+            dict(self.constants),
+            dict(self.norms),
         )
