@@ -1,0 +1,196 @@
+"""BatchNorm where there is none any more: put behind folded layers for training, and folded into them again.
+
+    conv+bias             ->  conv+bias -> BatchNorm (the identity at first)
+    conv -> conv+bias     ->  conv -> ScaleNorm -> conv+bias -> BatchNorm
+
+A network as it is deployed has its BatchNorm folded, and without it, training diverges or crawls. The identity has
+running statistics of the layer's own outputs on training data, gamma their deviation, beta their mean. A layer without
+a bias must not get one, since the plan's costs are those of its shapes: it is scaled, and not shifted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import nn
+
+from passes.core.site import Chain, Stage
+from passes.training.data import TrainingSet
+from passes.training.layers import ChainLayer, StageLayer, fold
+from passes.training.network import TrainableNetwork
+from passes.training.objective import inputs_of
+
+Tensor = torch.Tensor
+Norms = Literal["none", "biased", "all"]
+"""Which convolutions get one: those with a bias, or all of them, those inside a chain as well."""
+
+_KINDS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+
+class ScaleNorm(nn.Module):
+    """BatchNorm that takes no mean away: ``y = gamma x / sqrt(E[x^2] + eps)`` per channel, (N, C, *spatial).
+
+    ``running_square`` follows the batches' mean squares by ``momentum`` and stands for them in inference mode.
+    """
+
+    running_square: Tensor
+
+    def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.register_buffer("running_square", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        square = self.running_square
+        if self.training:
+            square = x.float().square().mean((0, *range(2, x.ndim)))
+            with torch.no_grad():
+                self.running_square.lerp_(square, self.momentum)
+        scale = self.weight * (square + self.eps).rsqrt()
+        return x * scale.to(x.dtype).view(1, -1, *(1,) * (x.ndim - 2))
+
+    def folded_into(self, stage: Stage) -> Stage:
+        """The stage with its weight scaled; it has no bias."""
+        scale = self.weight.detach().double() * (self.running_square.detach().double() + self.eps).rsqrt()
+        wide = scale.cpu().numpy().reshape(-1, *(1,) * (stage.weight.ndim - 1))
+        return replace(stage, weight=(stage.weight * wide).astype(stage.weight.dtype))
+
+
+class NormalizedChain(nn.Sequential):
+    """The stages of a layer with BatchNorm after some of them. ``like``: the layer that it stands for."""
+
+    def __init__(self, like: StageLayer | ChainLayer, norms: dict[int, nn.Module]) -> None:
+        parts: list[nn.Module] = []
+        for index, stage in enumerate(_stages(like)):
+            parts.append(stage)
+            if index in norms:
+                parts.append(norms[index])
+        super().__init__(*parts)
+        self._format = None if isinstance(like, StageLayer) else (like.format, like.rank)
+
+    def folded(self) -> StageLayer | ChainLayer:
+        """The same function as in inference mode without BatchNorm, as a layer of the kind that it was."""
+        stages, axis = [], 1
+        for part in self:
+            if isinstance(part, StageLayer):
+                stages.append(part.stage())
+                axis = part.channel_axis
+            else:
+                stages[-1] = part.folded_into(stages[-1]) if isinstance(part, ScaleNorm) else fold(stages[-1], part)
+        if self._format is None:
+            return StageLayer(stages[0], axis)
+        return ChainLayer(Chain(tuple(stages), *self._format), axis)
+
+
+def insert(network: TrainableNetwork, data: TrainingSet, norms: Norms, batch: int = 250) -> list[str]:
+    """Puts BatchNorm behind the convolutions of ``network``, and leaves what it computes in inference mode.
+
+    Statistics are those of all samples of ``data``. Layers whose output is the network's own get none, nor do
+    linear ones. Returns the sites that got one.
+    """
+    wanted: dict[str, list[int]] = {}
+    last = _last(network)
+    for site in network.layers:
+        layer = network.layer(site)
+        if norms == "none" or site in last or not isinstance(layer, StageLayer | ChainLayer):
+            continue
+        found = [
+            index
+            for index, stage in enumerate(_stages(layer))
+            if stage.geometry.ndim and (norms == "all" or stage.bias is not None)
+        ]
+        if found:
+            wanted[site] = found
+    moments = {(site, index): _Moments() for site, found in wanted.items() for index in found}
+    with _observed(network, moments), torch.no_grad():
+        for part in data.batches(batch):
+            network.module(*inputs_of(part))
+    for site, found in wanted.items():
+        like = network.layer(site)
+        assert isinstance(like, StageLayer | ChainLayer)
+        made = {index: _identity(_stages(like)[index], moments[site, index]) for index in found}
+        network.put(site, NormalizedChain(like, made))
+    return list(wanted)
+
+
+def fold_all(network: TrainableNetwork) -> None:
+    """Takes every BatchNorm that :func:`insert` put in out again."""
+    for site in network.layers:
+        layer = network.layer(site)
+        if isinstance(layer, NormalizedChain):
+            network.put(site, layer.folded())
+
+
+class _Moments:
+    """Mean and variance per channel over everything seen, in float64 (Chan, Golub and LeVeque 1983)."""
+
+    def __init__(self) -> None:
+        self.count, self.mean, self.squares = 0, torch.zeros(()), torch.zeros(())
+
+    def add(self, y: Tensor) -> None:
+        channels = y.detach().transpose(0, 1).reshape(y.shape[1], -1)
+        count = channels.shape[1]
+        variance, mean = (found.double().cpu() for found in torch.var_mean(channels.float(), dim=1, correction=0))
+        total = self.count + count
+        apart = mean - self.mean
+        self.squares = self.squares + variance * count + apart**2 * (self.count * count / total)
+        self.mean = self.mean + apart * (count / total)
+        self.count = total
+
+    @property
+    def variance(self) -> Tensor:
+        return self.squares / max(self.count, 1)
+
+
+def _identity(stage: StageLayer, moments: _Moments) -> nn.Module:
+    if stage.bias is None:
+        scale = ScaleNorm(stage.weight.shape[0])
+        with torch.no_grad():
+            scale.running_square.copy_(moments.variance + moments.mean**2)
+            scale.weight.copy_((scale.running_square.double() + scale.eps).sqrt())
+        return scale.to(stage.weight.device)
+    norm = _KINDS[stage.geometry.ndim](stage.weight.shape[0])
+    assert norm.running_mean is not None and norm.running_var is not None
+    with torch.no_grad():
+        norm.running_mean.copy_(moments.mean)
+        norm.running_var.copy_(moments.variance)
+        norm.weight.copy_((norm.running_var.double() + norm.eps).sqrt())
+        norm.bias.copy_(norm.running_mean)
+    return norm.to(stage.weight.device)
+
+
+@contextmanager
+def _observed(network: TrainableNetwork, moments: dict[tuple[str, int], _Moments]) -> Iterator[None]:
+    training = network.module.training
+    network.module.eval()
+    hooks = []
+    for (site, index), found in moments.items():
+        layer = network.layer(site)
+        assert isinstance(layer, StageLayer | ChainLayer)
+
+        def keep(_: nn.Module, __: object, y: Tensor, found: _Moments = found) -> None:
+            found.add(y)
+
+        hooks.append(_stages(layer)[index].register_forward_hook(keep))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        network.module.train(training)
+
+
+def _stages(layer: StageLayer | ChainLayer) -> list[StageLayer]:
+    return [layer] if isinstance(layer, StageLayer) else layer.stages()
+
+
+def _last(network: TrainableNetwork) -> set[str]:
+    """Sites whose layer's output leaves the network as it is."""
+    (output,) = (node for node in network.module.graph.nodes if node.op == "output")
+    ends = {node.target for node in output.all_input_nodes if node.op == "call_module"}
+    return {site for site, path in network.layers.items() if path in ends}
