@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,10 @@ def save(path: Path, state: dict[str, Any]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch's writer of archives raises RuntimeError on a full disk
-        temporary.unlink(missing_ok=True)
         raise InputError(f"{path}: cannot be written: {_first_line(error)}") from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    finally:
+        with suppress(OSError):  # gone already, or there is no place for it at all
+            temporary.unlink()
 
 
 def load(path: Path) -> dict[str, Any] | None:
