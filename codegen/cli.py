@@ -18,6 +18,7 @@ from codegen.cli_options import duration_s, json_target, shapes
 from codegen.cli_run import run
 from codegen.cli_simulate import simulate
 from codegen.cli_streams import INTERRUPTED
+from codegen.cli_train import train
 from codegen.cli_tune import tune
 from codegen.runner.command import run_library
 from passes.errors import UsageError
@@ -63,6 +64,24 @@ def lower(
         str | None, Option(help="Calibration data: .npz, .npy, a folder of them, or script.py[:function].")
     ] = None,
     eval_: Annotated[str | None, Option("--eval", help="Evaluation data with labels, written the same way.")] = None,
+    train: Annotated[
+        str | None, Option(help="Training data, labels optional: the rewritten network is recovered on it.")
+    ] = None,
+    epochs: Annotated[int | None, Option(help="Epochs of recovery. [the effort's: 5, 20 or 100]")] = None,
+    batch: Annotated[int | None, Option(help="Training samples a step. [64 or 128, by how many there are]")] = None,
+    lr: Annotated[float | None, Option(help="Highest learning rate of recovery. [0.03]")] = None,
+    augment: Annotated[
+        str | None,
+        Option(help="none, flip, crop_flip, or script: augment() of the training data's script. [its own, else none]"),
+    ] = None,
+    label_smoothing: Annotated[float | None, Option(help="Label smoothing of recovery. [0]")] = None,
+    held_out: Annotated[
+        float | None, Option(help="Share of the training data that the best weights are chosen by. [0.05]")
+    ] = None,
+    device: Annotated[str | None, Option(help="Where to train: auto, cpu, cuda or cuda:1. [auto]")] = None,
+    train_processes: Annotated[
+        int | None, Option(help="Processes of this machine that share the training. [1]")
+    ] = None,
     include: Annotated[list[str] | None, Option(help="Only layers whose name matches this; repeatable.")] = None,
     exclude: Annotated[list[str] | None, Option(help="No layers whose name matches this; repeatable.")] = None,
     formats: Annotated[str | None, Option(help="Factor formats to consider: svd,tucker2,spatial_svd_vh. [all]")] = None,
@@ -116,6 +135,15 @@ def lower(
             "max_error": max_error,
             "calib": calib,
             "eval": eval_,
+            "train": train,
+            "epochs": epochs,
+            "batch": batch,
+            "lr": lr,
+            "augment": augment,
+            "label_smoothing": label_smoothing,
+            "held_out": held_out,
+            "device": device,
+            "train_processes": train_processes,
             "include": tuple(include) if include else None,
             "exclude": tuple(exclude) if exclude else None,
             "formats": tuple(name.strip() for name in formats.split(",")) if formats else None,
@@ -150,6 +178,7 @@ def lower(
 
 app.command()(simulate)
 app.command()(tune)
+app.command()(train)
 app.command("run")(run_library)
 app.command()(bench)
 

@@ -1,10 +1,11 @@
 """scikit-learn's handwritten digits as data for examples/digits.onnx.
 
     --calib examples/digits_data.py:calibration --eval examples/digits_data.py:evaluation
+    --train examples/digits_data.py:train
 
 1,797 images of 8x8 pixels (UCI, Alpaydin and Kaynak 1998), enlarged to 16x16 and scaled to 0..1. The split is fixed
 and stratified: of each digit, the same permutation gives training, validation and test images. Calibration uses
-training images, evaluation the test images, which training never sees.
+training images, as training does; evaluation the test images, which training never sees.
 """
 
 from __future__ import annotations
@@ -46,6 +47,13 @@ def calibration() -> Iterator[dict[str, Array]]:
     images, _ = digits("train")
     for start in range(0, len(images), 64):
         yield {INPUT: images[start : start + 64]}
+
+
+def train() -> Iterator[dict[str, Array]]:
+    """The training images and their labels in batches."""
+    images, labels = digits("train")
+    for start in range(0, len(images), 64):
+        yield {INPUT: images[start : start + 64], "labels": labels[start : start + 64]}
 
 
 def evaluation() -> Iterator[dict[str, Array]]:

@@ -1,0 +1,111 @@
+"""A trained network as ONNX, and what the file computes."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from codegen.train.network import BATCH, Source
+from passes.core.site import Array
+from passes.errors import UnsupportedError, VerificationError
+from passes.training.data import LABELS, TrainingSet
+from passes.training.factored import ordinary
+
+if TYPE_CHECKING:
+    import onnx
+
+Tensor = torch.Tensor
+
+_OPSET = 17
+RELATIVE_L2 = 1e-4
+"""torch against onnxruntime, float32 in both: beyond this the file computes something else."""
+
+
+def to_onnx(module: nn.Module, source: Source) -> onnx.ModelProto:
+    """The module in inference form; BatchNorm stays a node, so that lowering has it to fold. Symbolic batch."""
+    import onnx
+
+    names = [spec.name for spec in source.inputs]
+    made = ordinary(module).cpu().eval().float()
+    try:
+        with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            warnings.simplefilter("ignore")  # that this exporter is the old one
+            torch.onnx.export(
+                made,
+                tuple(source.example(2)),
+                str(path),
+                dynamo=False,
+                opset_version=_OPSET,
+                training=torch.onnx.TrainingMode.PRESERVE,  # EVAL would fold BatchNorm into convolutions
+                do_constant_folding=False,
+                input_names=names,
+                output_names=list(source.outputs),
+                dynamic_axes={name: {0: BATCH} for name in (*names, *source.outputs)},
+            )
+            found = onnx.load_model(path)
+    except Exception as error:
+        first = next(iter(str(error).splitlines()), "")
+        raise UnsupportedError(f"the network cannot be exported to ONNX: {type(error).__name__}: {first}") from error
+    onnx.checker.check_model(found, full_check=True)
+    return found
+
+
+def with_metadata(model: onnx.ModelProto, facts: Mapping[str, Any]) -> onnx.ModelProto:
+    """The same with ``facts`` in its metadata, values as JSON."""
+    from onnx import helper
+
+    kept = {entry.key: entry.value for entry in model.metadata_props}
+    texts = {
+        key: value if isinstance(value, str) else json.dumps(value, sort_keys=True) for key, value in facts.items()
+    }
+    helper.set_model_props(model, {**kept, **texts})
+    return model
+
+
+def verify(path: Path, module: nn.Module, data: TrainingSet, samples: int = 64) -> dict[str, Any]:
+    """The file run by onnxruntime against the module, on the first samples; VerificationError where they differ."""
+    batch = data.take(torch.arange(min(samples, len(data))))
+    inputs = [x.cpu() for name, x in batch.items() if name != LABELS]
+    module = ordinary(module).cpu().eval()
+    with torch.no_grad():
+        wanted = module(*inputs)
+    first = (wanted[0] if isinstance(wanted, tuple | list) else wanted).numpy().astype(np.float64)
+    found = next(run(path, data, min(samples, len(data)), min(samples, len(data)))).astype(np.float64)
+    norm = float(np.linalg.norm(first))
+    relative = float(np.linalg.norm(found - first)) / norm if norm else float(np.linalg.norm(found))
+    worst = float(np.abs(found - first).max())
+    if not relative <= RELATIVE_L2:
+        raise VerificationError(
+            f"{path.name}: onnxruntime and the trained network differ by {relative:.2g} (relative L2), "
+            f"at most {RELATIVE_L2:g} was expected"
+        )
+    return {"relative_l2": relative, "max_abs": worst, "samples": len(found)}
+
+
+def top1(path: Path, data: TrainingSet) -> float:
+    """Accuracy of the file on labelled samples, by onnxruntime."""
+    assert data.labels is not None
+    scores = np.concatenate(list(run(path, data, len(data))))
+    return float(np.mean(scores.argmax(axis=1) == data.labels.cpu().numpy()))
+
+
+def run(path: Path, data: TrainingSet, samples: int, batch: int = 250) -> Iterator[Array]:
+    """The file's first output, batch by batch."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [spec.name for spec in session.get_inputs()]
+    for start in range(0, samples, batch):
+        part = data.take(torch.arange(start, min(start + batch, samples)))
+        yield session.run(None, {name: part[name].cpu().numpy() for name in names})[0]
