@@ -6,17 +6,23 @@ The second convolution's bias is zero.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from passes.core.reference import relative_l2
 from passes.core.site import Chain, Geometry, Site, Stage
 from passes.fuse_pointwise import product_stage
+from passes.fx_graph import FxGraph
 from passes.graph import Graph
 from passes.onnx_graph import OnnxGraph
 from tests.onnx_models import normal, onnx_model
@@ -70,7 +76,52 @@ def sequential_graph() -> Graph:
     )
 
 
-@pytest.fixture(params=[onnx_graph, sequential_graph])
+class TorchNetwork(nn.Module):
+    """``nothing``: a module that passes its input on."""
+
+    def __init__(self, nothing: nn.Module) -> None:
+        super().__init__()
+        self.conv1, self.bn = nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.BatchNorm2d(6)
+        self.nothing = nothing
+        self.conv2, self.conv3 = nn.Conv2d(6, 16, 1), nn.Conv2d(16, 5, 1)
+        values = {
+            **{"conv1.weight": W1, "conv1.bias": B1, "conv2.weight": W2, "conv2.bias": B2},
+            **{"conv3.weight": W3, "conv3.bias": B3, "bn.weight": SCALE, "bn.bias": SHIFT},
+            "bn.running_var": np.full(6, 1 - 1e-5, np.float32),
+        }
+        self.load_state_dict({name: torch.from_numpy(value) for name, value in values.items()}, strict=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv3(self.conv2(torch.relu(self.nothing(self.bn(self.conv1(x))))))
+        torch.exp(y)
+        return y
+
+
+def fx_graph() -> Graph:
+    return FxGraph.trace(TorchNetwork(nn.Identity()), torch.zeros(SHAPE))
+
+
+@cache
+def exported() -> bytes:
+    """The network as a .pt2 file; an nn.Identity would leave no trace in it."""
+    program = torch.export.export(TorchNetwork(nn.Dropout(0.5)).eval(), (torch.zeros(SHAPE),))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net.pt2"
+        torch.export.save(program, path)
+        return path.read_bytes()
+
+
+def pt2_graph() -> Graph:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "net.pt2"
+        path.write_bytes(exported())
+        return FxGraph.read(path)
+
+
+FRONTENDS = [onnx_graph, sequential_graph, fx_graph, pt2_graph]
+
+
+@pytest.fixture(params=FRONTENDS)
 def graph(request: pytest.FixtureRequest) -> Graph:
     return request.param()
 

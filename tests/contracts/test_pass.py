@@ -11,12 +11,12 @@ import pytest
 from passes.graph import Graph
 from passes.manager import Pass, PassManager
 from passes.registry import PASSES
-from tests.contracts.test_graph import feeds, onnx_graph, replace_first, sequential_graph, svd_chain
+from tests.contracts.test_graph import FRONTENDS, feeds, replace_first, svd_chain
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(params=[onnx_graph, sequential_graph])
+@pytest.fixture(params=FRONTENDS)
 def graph(request: pytest.FixtureRequest) -> Graph:
     return request.param()
 
