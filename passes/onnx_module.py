@@ -149,5 +149,5 @@ def _differs(found: Tensor, wanted: Array, limit: float) -> float:
     gap = one - two
     if not gap.size or (np.isfinite(gap).all() and np.abs(gap).max() <= MAX_ABS):
         return 0.0
-    error = float(np.linalg.norm(gap) / max(np.linalg.norm(two), 1e-30))
+    error = float(np.linalg.norm(gap)) / max(float(np.linalg.norm(two)), 1e-30)
     return 0.0 if error <= limit else error if np.isfinite(error) else np.inf

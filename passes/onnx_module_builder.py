@@ -84,7 +84,7 @@ class Builder:
         self.opset = {o.domain: o.version for o in model.opset_import}.get("", 1)
         self.outputs = [o.name for o in model.graph.output]
         self.sites = {site.output: site for site in graph.sites().sites if not site.in_body}
-        stored = {t.name: outside[t.name] if t.name in outside else t for t in model.graph.initializer}
+        stored = {t.name: outside.get(t.name, t) for t in model.graph.initializer}
         self.plain = {name: v if isinstance(v, np.ndarray) else numpy_helper.to_array(v) for name, v in stored.items()}
         self.plain |= {n.output[0]: _held(n) for n in model.graph.node if n.op_type == "Constant" and _is_plain(n)}
         self.half = any(array.dtype == np.float16 for array in self.plain.values())
@@ -132,7 +132,7 @@ class Builder:
             "constants",
             [],
             [ValueInfoProto(name=name) for name in wanted],
-            [numpy_helper.from_array(np.ascontiguousarray(self.plain[name]), name) for name in sorted(used)],
+            [numpy_helper.from_array(np.asarray(self.plain[name], order="C"), name) for name in sorted(used)],
         )
         model = helper.make_model(
             small, opset_imports=list(self.model.opset_import), ir_version=max(self.model.ir_version, 4)

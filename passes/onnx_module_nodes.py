@@ -41,6 +41,8 @@ class Operator(nn.Module):
     ``slots``: the positions that a call's arguments go to. Gives one result, or a tuple where the node has several.
     """
 
+    here: Tensor
+
     def __init__(self, node: NodeProto, opset: int, fixed: Sequence[Values | None], slots: Sequence[int]) -> None:
         super().__init__()
         self.op = node.op_type
@@ -123,9 +125,7 @@ class BatchedReshape(OnTensors):
         return x.reshape(wanted)
 
 
-def batch_of(
-    node: NodeProto, shape: Values | None, one: Sequence[int], two: Sequence[int]
-) -> Batch | None:
+def batch_of(node: NodeProto, shape: Values | None, one: Sequence[int], two: Sequence[int]) -> Batch | None:
     """How a Reshape to ``shape`` has to follow the batch; None where it needs no help, or is no such Reshape.
 
     ``one`` and ``two`` are its input's shapes with a batch and with two. Elements keep their order, so what comes

@@ -7,6 +7,7 @@ change what was kept of it. Where reduced precision would hurt, operators step o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from math import ceil, prod
 from typing import Any
 
@@ -232,6 +233,20 @@ def arg_max(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] 
     return [x.argmax(attributes.get("axis", 0), bool(attributes.get("keepdims", 1)))]
 
 
+def mean(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
+    given = [v for v in inputs if v is not None]
+    return [reduce(torch.add, given) / len(given)]
+
+
+def clip(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
+    x, *bounds = [*inputs, None, None][:3]
+    assert x is not None
+    if len(inputs) == 1:
+        bounds = [attributes.get("min", None), attributes.get("max", None)]
+    low, high = (b if b is None or isinstance(b, Tensor) else float(b) for b in bounds)
+    return [x if low is None and high is None else torch.clamp(x, low, high)]
+
+
 def power(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] | None:
     x, exponent = inputs
     assert x is not None and exponent is not None
@@ -242,7 +257,9 @@ def _out_of_autocast(op: Op) -> Op:
     """In single precision whatever autocast says, because the operator asks for it or needs it."""
 
     def run(attributes: Attributes, inputs: Inputs, opset: int) -> Sequence[Tensor] | None:
-        wide = [v.float() if isinstance(v, Tensor) and v.dtype in (torch.bfloat16, torch.float16) else v for v in inputs]
+        wide = [
+            v.float() if isinstance(v, Tensor) and v.dtype in (torch.bfloat16, torch.float16) else v for v in inputs
+        ]
         first = next(v for v in wide if isinstance(v, Tensor))
         with torch.autocast(first.device.type, enabled=False):
             return op(attributes, wide, opset)
@@ -287,6 +304,7 @@ MODULE_OPS: dict[str, Op] = {
     "Pow": _out_of_autocast(power),
     "Pad": pad,
     "Cast": cast,
+    "Clip": clip,
     "ConstantOfShape": constant_of_shape,
     "DepthToSpace": depth_to_space,
     "SpaceToDepth": space_to_depth,
@@ -304,7 +322,7 @@ MODULE_OPS: dict[str, Op] = {
     "ReduceLogSumExp": _out_of_autocast(_reduction(lambda x, axes, keep: x.logsumexp(axes, keep))),
     "Max": _folded(torch.maximum),
     "Min": _folded(torch.minimum),
-    "Mean": lambda attributes, inputs, opset: [torch.stack(torch.broadcast_tensors(*inputs)).mean(0)],
+    "Mean": mean,
     "Log": _out_of_autocast(_unary(torch.log)),
     "Reciprocal": _unary(torch.reciprocal),
     "Sign": _unary(torch.sign),

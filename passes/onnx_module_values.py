@@ -116,6 +116,8 @@ def _slice(attributes: Attributes, inputs: Sequence[Any]) -> Values | None:
     if not isinstance(held, list):
         return None
     if rest:
+        if not (isinstance(rest[0], list) and isinstance(rest[1], list)):
+            return None
         (start,), (end,), step = rest[0], rest[1], rest[3][0] if len(rest) > 3 and rest[3] else 1
     else:
         (start,), (end,), step = attributes.get("starts", []), attributes.get("ends", []), 1

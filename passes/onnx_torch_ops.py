@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import reduce
+from math import prod
 from typing import Any
 
 import torch
@@ -192,7 +193,7 @@ def softmax(attributes: Attributes, inputs: Inputs, opset: int) -> list[Tensor] 
     assert x is not None
     if opset < 13:
         axis = attributes.get("axis", 1) % x.ndim
-        flat = x.reshape(int(torch.tensor(x.shape[:axis]).prod()) if axis else 1, -1)
+        flat = x.reshape(prod(x.shape[:axis]), -1)
         return [torch.softmax(flat, 1).reshape(x.shape)]
     return [torch.softmax(x, attributes.get("axis", -1))]
 
