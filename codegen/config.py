@@ -25,6 +25,12 @@ _OCCASION = frozenset({"output", "force", "resume", "dump_ir", "explain", "dry_r
 """Options of the occasion: they change what is said and where it goes, never the result."""
 _NEVER_SAVED = frozenset({"force", "resume", "dry_run"})
 
+SOURCES = ("calib", "eval", "train")
+"""Options that name data."""
+
+TRAINING = ("epochs", "batch", "lr", "augment", "label_smoothing", "held_out", "device", "train_processes")
+"""Options that mean something with ``train`` alone; None takes the effort's or the method's own."""
+
 _PATHS = ("model", "plan", "output", "dump_ir", "database")
 
 Dimension = Annotated[int, Field(ge=1)]
@@ -33,11 +39,12 @@ Dimension = Annotated[int, Field(ge=1)]
 class LowerConfig(BaseModel):
     """Every option of ``lower``.
 
-    ``target``, ``calib`` and ``eval`` keep their written form (``chip.toml:rows=32``, ``load.py:function``).
+    ``target``, ``calib``, ``eval`` and ``train`` keep their written form (``chip.toml:rows=32``, ``load.py:function``).
     ``budgets``: metric -> text as on the command line. ``samples`` caps the calibration samples, None takes all.
     ``shapes`` binds inputs with symbolic dimensions. ``time_budget_s`` ends the search early with the best so far.
     ``margin`` overrides the target's own relative noise margin. ``database``, ``trials``, ``rpc`` and ``rpc_key`` are
-    for targets that are tuned: the file of trials, how many of a layer, and the tracker of a device farm.
+    for targets that are tuned: the file of trials, how many of a layer, and the tracker of a device farm. ``train`` is
+    what the rewritten network is trained on, by the options of :data:`TRAINING`; it is not trained without.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -63,6 +70,15 @@ class LowerConfig(BaseModel):
     trials: int | None = Field(default=None, ge=1)
     rpc: str | None = None
     rpc_key: str | None = None
+    train: str | None = None
+    epochs: int | None = Field(default=None, ge=1)
+    batch: int | None = Field(default=None, ge=1)
+    lr: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    augment: Literal["auto", "none", "flip", "crop_flip", "script"] | None = None
+    label_smoothing: float | None = Field(default=None, ge=0, lt=1)
+    held_out: float | None = Field(default=None, gt=0, lt=1)
+    device: str | None = None
+    train_processes: int | None = Field(default=None, ge=1)
     output: Path | None = None
     force: bool = False
     resume: bool = False
@@ -80,6 +96,9 @@ class LowerConfig(BaseModel):
             host, colon, port = self.rpc.rpartition(":")
             if not (host and colon and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
                 raise UsageError(f"--rpc {self.rpc!r}: write HOST:PORT")
+        alone = [name for name in TRAINING if getattr(self, name) is not None]
+        if alone and self.train is None:
+            raise UsageError(f"--{alone[0].replace('_', '-')} is for training: give --train data, or leave it out")
         if self.force and self.resume:
             raise UsageError("--force starts over and --resume goes on: give one of them")
         return self
@@ -122,7 +141,7 @@ class LowerConfig(BaseModel):
         for name in _PATHS:
             if getattr(self, name) is not None:
                 changes[name] = Path(absolute(getattr(self, name)))
-        for name in ("calib", "eval"):
+        for name in SOURCES:
             if getattr(self, name) is not None:
                 changes[name] = _source_with_path(getattr(self, name), absolute)
         changes["target"] = _target_with_path(self.target, absolute)
@@ -136,7 +155,7 @@ class LowerConfig(BaseModel):
     def input_files(self) -> dict[str, Path]:
         """Files (or folders) other than the model that the result depends on: option name -> path."""
         files: dict[str, Path] = {}
-        for name in ("calib", "eval"):
+        for name in SOURCES:
             if getattr(self, name) is not None:
                 files[name] = split_source(getattr(self, name))[0]
         if self.plan is not None:
@@ -162,7 +181,7 @@ class LowerConfig(BaseModel):
         for name in _PATHS:
             if table[name] is not None:
                 table[name] = relative(table[name])
-        for name in ("calib", "eval"):
+        for name in SOURCES:
             if table[name] is not None:
                 table[name] = _source_with_path(table[name], relative)
         table["target"] = _target_with_path(table["target"], relative)

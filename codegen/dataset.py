@@ -24,7 +24,7 @@ from codegen.dataset_files import LABELS, Piece, pieces, split_source
 from passes.errors import InputError, UnsupportedError, UsageError
 from passes.graph import TensorSpec
 
-__all__ = ["Dataset", "bind_shapes", "load", "random_inputs", "split_source"]
+__all__ = ["Dataset", "bind_shapes", "load", "of_arrays", "random_inputs", "split_source"]
 
 Array = NDArray[Any]
 
@@ -270,6 +270,11 @@ def random_inputs(
         values = rng.standard_normal(shape) if dtype.kind == "f" else rng.integers(0, 2, shape)
         feeds[spec.name] = values.astype(dtype)
     return _assemble(f"random inputs, seed {seed}", specs, feeds, [], None)
+
+
+def of_arrays(source: str, inputs: Sequence[TensorSpec], feeds: Mapping[str, Array]) -> Dataset:
+    """Samples that are in memory already, as the network takes them. InputError where they do not fit together."""
+    return _assemble(source, inputs, dict(feeds), [], None)
 
 
 def _rows_each(spec: TensorSpec) -> int:

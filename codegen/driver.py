@@ -1,7 +1,7 @@
 """The pipeline, top to bottom.
 
 read -> canonicalize -> sites -> candidates -> price and error -> solve -> factorize -> verify
-     -> price the whole network -> (tighten, solve again) -> emit -> report
+     -> price the whole network -> emit -> (tighten, solve again) -> recover -> emit -> report
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from codegen.emission import Emission, EmissionRequest, as_emitted
 from codegen.events import Events, RecordingEvents
 from codegen.measurable import MeasurablePrices
 from codegen.plan_search import PlanSearch, formats_named, read_plan
+from codegen.recovery import Recovery, check_training, output_error
 from codegen.report.build import Verification
 from codegen.report.numbers import quantity
+from codegen.report.recovery import RecoveryReport
 from codegen.result import InspectRow, LowerResult
 from codegen.results import NO_GAIN, Facts, plan_layers, plan_sha256, write_results
 from codegen.search import Attempt
@@ -59,6 +61,7 @@ def lower(config: LowerConfig, events: Events) -> LowerResult:
         raise UsageError("no output folder: give -o DIR")
     run = RecordingEvents(events)
     _check_names(config)
+    check_training(config)
     check_output(config.output, force=config.force, resume=config.resume)
     target = parse_target(config.target).under(config.tuning)
     try:
@@ -79,9 +82,14 @@ def _lower(config: LowerConfig, target: Target, run: RecordingEvents) -> LowerRe
         original = OnnxGraph.read(config.model, config.shapes)
         data = _data(config.calib, original, config)
         evaluation = None if config.eval is None else _labelled(load(config.eval, original.inputs, None))
+        recovery = None if config.train is None else Recovery.read(config, original, run)
+        if data is None and recovery is not None:
+            data = recovery.calibration(original.inputs)
+            run.note(f"no --calib data: {len(data)} samples of --train are what factors and ranges are fitted to")
     for note in original.notes:
         run.note(f"{note.node}: {note.reason}")
-    key = RunKey(config.run_options(), _digests(config, original, data, evaluation), target.versions)
+    digests = _digests(config, original, data, evaluation) | ({} if recovery is None else recovery.digests())
+    key = RunKey(config.run_options(), digests, target.versions)
     with (
         threadpool_limits(limits=1, user_api="blas"),  # small products: threads cost more than they bring
         Workspace(config.output, key, force=config.force, resume=config.resume, events=run) as workspace,
@@ -90,6 +98,8 @@ def _lower(config: LowerConfig, target: Target, run: RecordingEvents) -> LowerRe
         with run.stage("canonicalize"):
             instruments = [] if config.dump_ir is None else [DumpIR(workspace.place(config.dump_ir))]
             network, canonical = run_checked(CANONICAL, original, one, instruments, run)
+        if recovery is not None:
+            recovery.check(network)
         emitted = None
         if target.baseline is not None:
             with run.stage("emit the input roughly"):
@@ -103,10 +113,9 @@ def _lower(config: LowerConfig, target: Target, run: RecordingEvents) -> LowerRe
             made = _carry_through(search, original, evaluation, one, instruments, workspace)
         if made.emission.cost is None:
             search.by_price_alone()
-        harm = _harm(search.before, made.after, made.emission.comparison, not search.goals or "latency" in search.goals)
-        if harm and not made.harm:
-            run.warning(harm)
-            made = _emitted(search, original, evaluation, workspace, replace(made, harm=harm))
+        made = _unharmful(search, original, evaluation, workspace, made)
+        if recovery is not None:
+            made = _recovered(search, recovery, original, evaluation, workspace, made)
         accuracy: tuple[float | None, float | None] = (None, None)
         if evaluation is not None:
             with run.stage("evaluate"):
@@ -116,7 +125,7 @@ def _lower(config: LowerConfig, target: Target, run: RecordingEvents) -> LowerRe
             config, target, run, search.space, made.found, search.trace, search.budgets, search.before, made.after,
             made.priced, search.unseen, made.harm, made.check, made.emission, accuracy,
             (*canonical.notes, *made.notes), made.paths, search.data.source, len(search.data),
-            errors_bind=not search.budgets and config.plan is None,
+            errors_bind=_errors_bind(search), recovery=made.recovery, training=recovery.data if recovery else None,
         )  # fmt: skip
         report = write_results(facts, workspace.staging)
         with run.stage("commit"):
@@ -138,6 +147,7 @@ class _Made:
     emission: Emission
     notes: tuple[Note, ...]
     paths: tuple[Path, ...]
+    recovery: RecoveryReport | None = None
 
 
 def _carry_through(
@@ -192,6 +202,55 @@ def _emitted(
     after = as_emitted(priced, emission.cost)
     search.rebase(emission.baseline)
     return replace(made, priced=priced, after=after, check=check, emission=emission, paths=paths)
+
+
+def _unharmful(
+    search: PlanSearch, original: OnnxGraph, evaluation: Dataset | None, workspace: Workspace, made: _Made
+) -> _Made:
+    """The same, or where what was emitted is no gain over the input, the input emitted in its place."""
+    for_speed = not search.goals or "latency" in search.goals
+    harm = _harm(search.before, made.after, made.emission.comparison, for_speed)
+    if not harm or made.harm:
+        return made
+    search.run_events.warning(harm)
+    return _emitted(search, original, evaluation, workspace, replace(made, harm=harm, recovery=None))
+
+
+def _recovered(
+    search: PlanSearch,
+    recovery: Recovery,
+    original: OnnxGraph,
+    evaluation: Dataset | None,
+    workspace: Workspace,
+    made: _Made,
+) -> _Made:
+    """The settled network with trained weights, emitted once more; as it was where training made it no better."""
+    run, found = search.run_events, made.found
+    if made.harm or not found.chains:
+        run.note("no recovery: " + ("the input is kept" if made.harm else "no layer was rewritten"))
+        return made
+    assert search.space is not None
+    plan = plan_sha256(plan_layers(search.space.sites, found.choices))
+    try:
+        network, report = recovery.run(made.network, workspace.training / plan[:16])
+    except InputError as error:
+        run.warning(f"no recovery: {error}")
+        return made
+    if not report.best_epoch:
+        run.warning("recovery: no epoch was better than the start on held-out samples, which is kept")
+        return replace(made, recovery=report)
+    distance = output_error(search.network, network, search.data)
+    if _errors_bind(search) and distance > search.config.max_error:
+        run.warning(
+            f"recovery: training took the output error to {distance:.3g}, beyond --max-error: the untrained network is "
+            "kept; give a budget to have the accuracy decide"
+        )
+        return replace(made, recovery=replace(report, best_epoch=0, after=report.before))
+    found = replace(found, relative_l2=distance)
+    again = _emitted(
+        search, original, evaluation, workspace, replace(made, found=found, network=network, recovery=report)
+    )
+    return _unharmful(search, original, evaluation, workspace, again)
 
 
 _UNVERIFIED = Verification(False, None, None, 0)
@@ -252,6 +311,11 @@ def _digests(
     files |= {f"model's {path.name}": path for path in network.data_files}
     sets = {name: given.digest() for name, given in (("calib", data), ("eval", evaluation)) if given is not None}
     return {name: file_sha256(path) for name, path in files.items() if name not in sets} | sets
+
+
+def _errors_bind(search: PlanSearch) -> bool:
+    """True where the output error is what limits the ranks: without budgets, and without a plan to replay."""
+    return not search.budgets and search.config.plan is None
 
 
 def _harm(before: Cost, after: Cost, measured: Ratio | None = None, for_speed: bool = True) -> str:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from codegen.checkpoint import file_sha256
 from codegen.config import LowerConfig
@@ -29,6 +29,7 @@ from codegen.report.build import (
 )
 from codegen.report.html import to_html
 from codegen.report.layers_csv import to_csv
+from codegen.report.recovery import RecoveryReport
 from codegen.search import Attempt
 from codegen.space import Space
 from codegen.target import Target
@@ -39,6 +40,9 @@ from passes.graph import Note
 from passes.ranks.candidates import chain_works, dense_work
 from passes.ranks.milp import least
 from passes.ranks.problem import RankProblem, as_json
+
+if TYPE_CHECKING:  # torch is loaded by those who train
+    from passes.training.data import TrainingSet
 
 IN_BODY = "; in a body of If or Loop: its factors follow the weights alone, not the calibration data"
 NO_GAIN = "no chain is cheaper than the dense layer on this target"
@@ -73,6 +77,8 @@ class Facts:
     data: str
     samples: int
     errors_bind: bool
+    recovery: RecoveryReport | None = None
+    training: TrainingSet | None = None
 
 
 def write_results(facts: Facts, folder: Path) -> dict[str, Any]:
@@ -117,7 +123,7 @@ def build_report(facts: Facts, artifacts: dict[str, str | None]) -> Report:
         verification=facts.verification,
         artifacts=artifacts,
         budgets=tuple(_budget_lines(facts)),
-        data={"calibration": DataRow(facts.data, facts.samples)},
+        data=_data_rows(facts),
         timings=dict(facts.run.timings),
         notes=tuple(
             [NoteRow(text) for text in facts.run.notes] + [NoteRow(n.reason, n.node, n.op) for n in facts.notes]
@@ -125,7 +131,15 @@ def build_report(facts: Facts, artifacts: dict[str, str | None]) -> Report:
         warnings=tuple(facts.run.warnings),
         program=facts.emission.program,
         measurement=facts.emission.measurement,
+        recovery=facts.recovery,
     )
+
+
+def _data_rows(facts: Facts) -> dict[str, DataRow]:
+    rows = {"calibration": DataRow(facts.data, facts.samples)}
+    if facts.config.train is not None and facts.training is not None:
+        rows["training"] = DataRow(facts.config.train, len(facts.training))
+    return rows
 
 
 def _iterations(trace: list[dict[str, Any]]) -> list[Iteration]:

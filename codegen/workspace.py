@@ -42,7 +42,7 @@ RESULT_FILES = frozenset(
 )
 """What a finished run may leave at the top of its folder; its report names the rest under ``artifacts``."""
 
-_LOCK, _STATE, _STAGING, _REPLACED = "lock", "state", "staging", "replaced"
+_LOCK, _STATE, _STAGING, _REPLACED, _TRAINING = "lock", "state", "staging", "replaced", "training"
 
 
 def check_output(output: Path, *, force: bool = False, resume: bool = False) -> None:
@@ -112,6 +112,7 @@ class Workspace:
         self.output = output.absolute()
         self.folder = _folder(self.output)
         self.staging = self.folder / _STAGING
+        self.training = self.folder / _TRAINING  # for the checkpoints of training, which are files of its own kind
         self._key, self._force, self._resume = key, force, resume
         self._events = events or QuietEvents()
         self._store = CheckpointStore(self.folder / _STATE, self._events.note)
@@ -126,7 +127,8 @@ class Workspace:
         try:
             with _writing(self.output):
                 self._put_back_replaced()
-                self._store.bind(self._key, resume=self._resume)
+                if not self._store.bind(self._key, resume=self._resume):
+                    shutil.rmtree(self.training, ignore_errors=True)
                 shutil.rmtree(self.staging, ignore_errors=True)
                 self.staging.mkdir()
         except BaseException:
@@ -183,6 +185,7 @@ class Workspace:
         if not keep:
             shutil.rmtree(self.folder / _REPLACED, ignore_errors=True)
             shutil.rmtree(self.folder / _STATE, ignore_errors=True)
+            shutil.rmtree(self.training, ignore_errors=True)
             (self.folder / _LOCK).unlink(missing_ok=True)
             with suppress(OSError):  # another run has just entered it
                 self.folder.rmdir()

@@ -18,6 +18,7 @@ from passes.core.cost import Cost, Kind
 if TYPE_CHECKING:
     from codegen.report.measurement import MeasurementReport
     from codegen.report.program import ProgramReport
+    from codegen.report.recovery import RecoveryReport
 
 SCHEMA_VERSION = 1
 
@@ -189,6 +190,7 @@ class Report:
     warnings: tuple[str, ...] = ()
     program: ProgramReport | None = None
     measurement: MeasurementReport | None = None
+    recovery: RecoveryReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values, validated against the published schema.

@@ -1,0 +1,230 @@
+"""The stage "recover" of the pipeline: the rewritten network is trained against the dense one, on --train data.
+
+It comes when the plan is settled. Weights do not change what a plan costs, so the files are emitted once more at the
+end, and the budgets are judged on those.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from codegen.checkpoint import file_sha256
+from codegen.config import LowerConfig
+from codegen.dataset import Dataset, of_arrays, split_source
+from codegen.events import RecordingEvents
+from codegen.report.recovery import EpochRow, RecoveryReport
+from codegen.space import cores
+from codegen.training_data import ScriptAugmentation, augmentation, load_training
+from passes.errors import InputError, UnsupportedError, UsageError
+from passes.graph import TensorSpec
+from passes.onnx_graph import OnnxGraph
+
+if TYPE_CHECKING:  # torch is loaded by those who train
+    from passes.training.augment import Augmentation
+    from passes.training.data import TrainingSet
+    from passes.training.network import TrainableNetwork
+    from passes.training.progress import Epoch, Step
+    from passes.training.recovery import Recovered, RecoveryOptions
+
+_EPOCHS = {"quick": 5, "default": 20, "extensive": 100}
+
+_FEW_SAMPLES = 8192
+"""Below it a batch is half as large: an epoch of few steps teaches little."""
+
+
+def check_training(config: LowerConfig) -> None:
+    """UsageError for training options that cannot be carried out, before anything is read."""
+    if config.train is None:
+        return
+    if os.environ.get("WORLD_SIZE", "") not in ("", "1"):
+        raise UsageError(
+            "lower was started by torchrun, but only its training runs in several processes: start it by itself with "
+            "--train-processes N, or train with tools/train.py"
+        )
+    recovery_options(config, _FEW_SAMPLES)
+    from passes.training.devices import joined
+
+    with joined(config.device or "auto"):
+        pass
+
+
+def recovery_options(config: LowerConfig, samples: int) -> RecoveryOptions:
+    """The recipe for ``samples`` samples: the options that were given, the effort's and the method's for the rest."""
+    from passes.training.options import TrainingOptions
+    from passes.training.recovery import RecoveryOptions
+
+    plain = RecoveryOptions().training
+    epochs = config.epochs or _EPOCHS[config.effort]
+    try:
+        training = TrainingOptions(
+            epochs=epochs,
+            batch=config.batch or (plain.batch if samples > _FEW_SAMPLES else plain.batch // 2),
+            lr=plain.lr if config.lr is None else config.lr,
+            weight_decay=plain.weight_decay,
+            warmup=min(plain.warmup, epochs / 4),
+            label_smoothing=config.label_smoothing or 0.0,
+            augment=config.augment or "auto",
+            held_out=plain.held_out if config.held_out is None else config.held_out,
+            seed=config.seed,
+        )
+    except ValueError as error:
+        raise UsageError(f"--train: {error}") from error
+    return RecoveryOptions(training)
+
+
+@dataclass(eq=False)
+class Recovery:
+    """The training of one run: its data, and the dense network once it is known to be trainable."""
+
+    config: LowerConfig
+    data: TrainingSet
+    augment: Augmentation
+    options: RecoveryOptions
+    events: RecordingEvents
+    teacher: TrainableNetwork | None = None
+
+    @classmethod
+    def read(cls, config: LowerConfig, network: OnnxGraph, events: RecordingEvents) -> Recovery:
+        """With the data of --train. InputError where they are unusable, UsageError for an augmentation that is not."""
+        assert config.train is not None
+        data = load_training(config.train, network.inputs, events)
+        options = recovery_options(config, len(data))
+        augment = augmentation(config.train, options.training.augment)
+        try:
+            data.split(options.training.held_out, options.training.seed)
+        except ValueError as error:
+            raise InputError(f"{config.train}: {error}") from error
+        return cls(config, data, augment, options, events)
+
+    def digests(self) -> dict[str, str]:
+        """What a state for --resume must agree with: the samples, and the script that varies them."""
+        found = {"train": self.data.digest()}
+        if isinstance(self.augment, ScriptAugmentation):
+            assert self.config.train is not None
+            found["train's script"] = file_sha256(split_source(self.config.train)[0])
+        return found
+
+    def calibration(self, inputs: tuple[TensorSpec, ...]) -> Dataset:
+        """Samples that training sees, as many as calibration wants: drawn by the seed, none of them held out."""
+        import torch
+
+        from passes.training.data import generator
+
+        kept, _ = self.data.split(self.options.training.held_out, self.config.seed)
+        order = torch.randperm(len(kept), generator=generator(self.config.seed, 11))[: self.config.samples]
+        batch = kept.take(order.sort().values)
+        assert self.config.train is not None
+        return of_arrays(self.config.train, inputs, {spec.name: batch[spec.name].numpy() for spec in inputs})
+
+    def check(self, dense: OnnxGraph) -> None:
+        """UnsupportedError with node and reason where the network cannot be trained: at once, not after the search."""
+        from passes.onnx_module import to_trainable
+        from passes.training.distillation import scores_kind
+
+        with self.events.stage("check the training"):
+            try:
+                self.teacher = to_trainable(dense)
+            except UnsupportedError as error:
+                raise UnsupportedError(f"{self.config.model}: cannot be trained, leave out --train: {error}") from error
+            if scores_kind(self.teacher.module, self.data) == "values" and self.data.labels is not None:
+                self.events.note("the output is no class scores: the labels of --train are not used")
+
+    def run(self, rewritten: OnnxGraph, folder: Path) -> tuple[OnnxGraph, RecoveryReport]:
+        """``rewritten`` with trained weights, or as it is where no epoch was better; ``folder`` keeps the checkpoint.
+
+        InputError where training diverged, UnsupportedError where the rewritten network cannot be trained.
+        """
+        from passes.onnx_module import to_trainable, trained
+        from passes.training.devices import joined
+        from passes.training.recovery import recover
+
+        assert self.teacher is not None
+        student = to_trainable(rewritten)
+        training = self.options.training
+        steps = self.data.split(training.held_out, training.seed)[0].steps(training.batch)
+        with (
+            threadpool_limits(limits=cores(), user_api="blas"),
+            self.events.stage("recover", steps * training.epochs) as progress,
+            joined(self.config.device or "auto") as group,
+        ):
+            watch = _Watch(self, progress)
+            found = recover(
+                student, self.teacher, self.data, self.options, folder, group, augment=self.augment,
+                on_start=watch.start, on_step=watch.step, on_epoch=watch.epoch, on_note=self.events.note,
+            )  # fmt: skip
+            device = str(group.device)
+        report = self._report(found, device)
+        return (rewritten if found.kept_start else trained(rewritten, student)), report
+
+    def _report(self, found: Recovered, device: str) -> RecoveryReport:
+        import torch
+
+        from passes.training.devices import multiplies_bf16
+
+        precision = self.options.training.precision
+        if precision == "auto":
+            precision = "bf16" if multiplies_bf16(torch.device(device)) else "fp32"
+        rows = tuple(
+            EpochRow(e.number + 1, e.loss, e.lr, found.before if e.held_out is None else e.held_out, e.seconds)
+            for e in found.run.epochs
+        )
+        return RecoveryReport(
+            len(rows), 0 if found.kept_start else found.run.best + 1, found.measure, found.before, found.after,
+            found.teacher, found.samples, found.held_out, sum(row.seconds for row in rows), device, precision, 1,
+            found.aligned, found.normalized, self.options.as_dict(), rows,
+        )  # fmt: skip
+
+
+class _Watch:
+    """Tells a stage's progress how far training is, and whoever reads along what each epoch came to."""
+
+    def __init__(self, recovery: Recovery, progress: Any) -> None:
+        self.epochs = recovery.options.training.epochs
+        self.tell = recovery.events.inner.note  # a line per epoch is for the console; the report has the curve
+        self.progress, self.done, self.measure, self.last, self.spent = progress, 0, "accuracy", "", 0.0
+
+    def start(self, measure: str, before: float, dense: float | None) -> None:
+        self.measure = measure
+        against = "" if dense is None else f", the dense network {self._score(dense)}"
+        self.last = f"held-out {self._score(before)}"
+        self.tell(f"recovery starts at {self._score(before)} on held-out samples{against}")
+
+    def step(self, step: Step) -> None:
+        note = f"epoch {step.epoch + 1} of {self.epochs}, loss {step.loss:.3g}, {self.last}"
+        self.progress.advance(step.number - self.done, note)
+        self.done = step.number
+
+    def epoch(self, epoch: Epoch) -> None:
+        from codegen.report.numbers import duration
+
+        number = epoch.number + 1
+        self.spent += epoch.seconds
+        score = math.nan if epoch.held_out is None else epoch.held_out
+        self.last = f"held-out {self._score(score)}"
+        left = duration(epoch.seconds * (self.epochs - number))
+        self.tell(
+            f"epoch {number} of {self.epochs}: loss {epoch.loss:.4g}, {self.last}, lr {epoch.lr:.2g}, "
+            f"{duration(epoch.seconds)}, {left} left"
+        )
+
+    def _score(self, value: float) -> str:
+        return f"{100 * value:.2f} %" if self.measure == "accuracy" else f"error {-value:.3g}"
+
+
+def output_error(before: OnnxGraph, after: OnnxGraph, data: Dataset) -> float:
+    """Relative L2 between the outputs of two networks on ``data``, by onnxruntime; the worst output counts."""
+    gaps: dict[str, float] = {}
+    norms: dict[str, float] = {}
+    for feeds in data.batches(64):
+        for spec, wanted, found in zip(before.outputs, before.run(feeds), after.run(feeds), strict=True):
+            wide = np.asarray(wanted, np.float64)
+            gaps[spec.name] = gaps.get(spec.name, 0.0) + float(np.square(np.asarray(found, np.float64) - wide).sum())
+            norms[spec.name] = norms.get(spec.name, 0.0) + float(np.square(wide).sum())
+    return max(math.sqrt(gap / (norms[name] or 1.0)) for name, gap in gaps.items())
