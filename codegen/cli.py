@@ -15,6 +15,7 @@ import typer
 
 from codegen.bench.command import bench
 from codegen.cli_options import duration_s, json_target, shapes
+from codegen.cli_reproduce import reproduce
 from codegen.cli_run import run
 from codegen.cli_simulate import simulate
 from codegen.cli_streams import INTERRUPTED
@@ -181,6 +182,7 @@ app.command()(tune)
 app.command()(train)
 app.command("run")(run_library)
 app.command()(bench)
+app.command()(reproduce)
 
 
 def main(arguments: Sequence[str] | None = None, *, checkout: Path | None = None) -> None:
