@@ -19,7 +19,8 @@ from codegen.checkpoint import file_sha256
 from codegen.config import LowerConfig
 from codegen.dataset import Dataset, of_arrays, split_source
 from codegen.events import RecordingEvents
-from codegen.report.recovery import EpochRow, RecoveryReport
+from codegen.report.numbers import duration
+from codegen.report.recovery import EpochRow, RecoveryReport, score
 from codegen.space import cores
 from codegen.training_data import ScriptAugmentation, augmentation, load_training
 from passes.errors import InputError, UnsupportedError, UsageError
@@ -192,9 +193,9 @@ class _Watch:
 
     def start(self, measure: str, before: float, dense: float | None) -> None:
         self.measure = measure
-        against = "" if dense is None else f", the dense network {self._score(dense)}"
-        self.last = f"held-out {self._score(before)}"
-        self.tell(f"recovery starts at {self._score(before)} on held-out samples{against}")
+        against = "" if dense is None else f", the dense network {score(dense, measure)}"
+        self.last = f"held-out {score(before, measure)}"
+        self.tell(f"recovery starts at {score(before, measure)} on held-out samples{against}")
 
     def step(self, step: Step) -> None:
         note = f"epoch {step.epoch + 1} of {self.epochs}, loss {step.loss:.3g}, {self.last}"
@@ -202,20 +203,14 @@ class _Watch:
         self.done = step.number
 
     def epoch(self, epoch: Epoch) -> None:
-        from codegen.report.numbers import duration
-
         number = epoch.number + 1
         self.spent += epoch.seconds
-        score = math.nan if epoch.held_out is None else epoch.held_out
-        self.last = f"held-out {self._score(score)}"
+        self.last = f"held-out {score(math.nan if epoch.held_out is None else epoch.held_out, self.measure)}"
         left = duration(epoch.seconds * (self.epochs - number))
         self.tell(
             f"epoch {number} of {self.epochs}: loss {epoch.loss:.4g}, {self.last}, lr {epoch.lr:.2g}, "
             f"{duration(epoch.seconds)}, {left} left"
         )
-
-    def _score(self, value: float) -> str:
-        return f"{100 * value:.2f} %" if self.measure == "accuracy" else f"error {-value:.3g}"
 
 
 def output_error(before: OnnxGraph, after: OnnxGraph, data: Dataset) -> float:

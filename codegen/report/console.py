@@ -26,6 +26,7 @@ from rich.text import Text
 from codegen.events import Progress as StageProgress
 from codegen.report.html import METRICS
 from codegen.report.numbers import change, duration, quantity, ratio
+from codegen.report.recovery import score
 from codegen.result import InspectRow
 
 _FILE_WIDTH = 160
@@ -138,6 +139,8 @@ def print_report(report: dict[str, Any], *, explain: bool = False, stream: TextI
         _print_program(console, report["program"])
     if report["measurement"] is not None:
         _print_measurement(console, report["measurement"])
+    if report["recovery"] is not None:
+        _print_recovery(console, report["recovery"])
     error = report["output_error"]
     if error["relative_l2"] is not None:
         text = f"output error {error['relative_l2']:.3g} (relative L2, {error['samples']} samples, {error['data']})"
@@ -192,6 +195,16 @@ def _print_measurement(console: Console, measured: dict[str, Any]) -> None:
     console.print(escape(text), highlight=False)
     if measured["untuned"]:
         console.print(escape(f"never tuned: {'; '.join(measured['untuned'])}"), highlight=False)
+
+
+def _print_recovery(console: Console, recovery: dict[str, Any]) -> None:
+    before, after = (score(recovery[key], recovery["measure"]) for key in ("before", "after"))
+    text = f"recovery {before} -> {after}" if recovery["best_epoch"] else f"recovery kept the start, {before}"
+    if recovery["dense"] is not None:
+        text += f", dense {score(recovery['dense'], recovery['measure'])}"
+    text += f" on {recovery['held_out']} held-out samples; epoch {recovery['best_epoch']} of {recovery['epochs']}"
+    text += f", {duration(recovery['seconds'])} on {recovery['device']} in {recovery['precision']}"
+    console.print(escape(text), highlight=False)
 
 
 def _summary(report: dict[str, Any]) -> Table:

@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 
 from codegen.report import numbers
+from codegen.report.recovery import curve_svg, score
 from codegen.report.timeline import timeline_svg
 
 NAMES = {
@@ -38,6 +39,7 @@ def _template() -> jinja2.Template:
     environment.filters["ratio"] = numbers.ratio
     environment.filters["quantity"] = numbers.quantity
     environment.filters["duration"] = numbers.duration
+    environment.filters["score"] = score
     return environment.get_template("report.html.j2")
 
 
@@ -57,4 +59,6 @@ def to_html(report: dict[str, Any]) -> str:
         (metric, report["baseline"][metric], report["result"][metric]) for metric in METRICS if report["result"][metric]
     ]
     timeline = None if report["program"] is None else timeline_svg(report["program"]["layers"])
-    return _template().render(report=report, summary=summary, layers=bars, names=NAMES, timeline=timeline) + "\n"
+    curve = None if report["recovery"] is None else curve_svg(report["recovery"])
+    text = _template().render(report=report, summary=summary, layers=bars, names=NAMES, timeline=timeline, curve=curve)
+    return text + "\n"

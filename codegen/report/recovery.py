@@ -48,6 +48,11 @@ class RecoveryReport:
     curve: tuple[EpochRow, ...]
 
 
+def score(value: float, measure: str) -> str:
+    """A held-out score for people: an accuracy in percent, or the error that it is minus of."""
+    return f"{100 * value:.2f} %" if measure == "accuracy" else f"error {-value:.3g}"
+
+
 def curve_svg(recovery: dict[str, Any]) -> Markup:
     """Held-out score (a line) and training loss (a paler one, on a scale of its own) by epoch, the start included."""
     rows = recovery["curve"]
@@ -73,11 +78,11 @@ def curve_svg(recovery: dict[str, Any]) -> Markup:
     best = recovery["best_epoch"]
     parts.append(
         Markup('<circle cx="{:.1f}" cy="{:.1f}" r="4" fill="var(--after)"><title>epoch {}: {}</title></circle>').format(
-            _LEFT + step * best, _y(scores[best], low, high), best, _text(recovery["measure"], scores[best])
+            _LEFT + step * best, _y(scores[best], low, high), best, score(scores[best], recovery["measure"])
         )
     )
     for value in (low, high):
-        parts.append(_label(0, _y(value, low, high) + 4, _text(recovery["measure"], value)))
+        parts.append(_label(0, _y(value, low, high) + 4, score(value, recovery["measure"])))
     parts.append(_label(_LEFT, _HEIGHT + _BOTTOM - 4, "start"))
     parts.append(_label(_WIDTH - 64, _HEIGHT + _BOTTOM - 4, f"epoch {rows[-1]['epoch']}"))
     parts.append(Markup("</svg>"))
@@ -102,7 +107,3 @@ def _line(points: Sequence[tuple[float, float]], color: str, *, dashed: bool = F
 
 def _label(x: float, y: float, text: str) -> Markup:
     return Markup('<text x="{:.1f}" y="{:.1f}" font-size="12" fill="currentColor">{}</text>').format(x, y, text)
-
-
-def _text(measure: str, value: float) -> str:
-    return f"{100 * value:.1f} %" if measure == "accuracy" else f"{-value:.3g}"
