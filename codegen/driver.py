@@ -106,16 +106,19 @@ def _lower(config: LowerConfig, target: Target, run: RecordingEvents) -> LowerRe
                 emitted = target.baseline(config.model, original.input_shapes, config.seed, run)
         before = target.latency.network(original.workload())  # after its layers were measured, where they are
         search = PlanSearch(config, target, network, data, before, emitted, run)
-        made = _carry_through(search, original, evaluation, one, instruments, workspace)
+        draft = recovery is not None
+        made = _carry_through(search, original, evaluation, one, instruments, workspace, draft)
         for _ in range(_CORRECTIONS):
             if made.harm or made.found.plan.status == "infeasible" or not search.tighten(made.emission, made.priced):
                 break
-            made = _carry_through(search, original, evaluation, one, instruments, workspace)
+            made = _carry_through(search, original, evaluation, one, instruments, workspace, draft)
         if made.emission.cost is None:
             search.by_price_alone()
         made = _unharmful(search, original, evaluation, workspace, made)
-        if recovery is not None:
-            made = _recovered(search, recovery, original, evaluation, workspace, made)
+        if recovery is not None and not made.harm:
+            made = _recovered(search, recovery, made, workspace)
+            made = _emitted(search, original, evaluation, workspace, made)
+            made = _unharmful(search, original, evaluation, workspace, made)
         accuracy: tuple[float | None, float | None] = (None, None)
         if evaluation is not None:
             with run.stage("evaluate"):
@@ -157,8 +160,9 @@ def _carry_through(
     one: Mapping[str, Any],
     instruments: Sequence[DumpIR],
     workspace: Workspace,
+    draft: bool,
 ) -> _Made:
-    """Searches, rewrites, verifies the written file and emits."""
+    """Searches, rewrites, verifies the written file and emits, a ``draft`` where the network is going to be trained."""
     run, target = search.run_events, search.target
     found = search.run(workspace)
     with run.stage("rewrite"):
@@ -177,14 +181,22 @@ def _carry_through(
         run.warning(harm)
     notes = (*outcome.notes, *tidied.notes)
     made = _Made(found, rewritten, priced, priced, harm, _UNVERIFIED, Emission(), notes, ())
-    return _emitted(search, original, evaluation, workspace, made)
+    return _emitted(search, original, evaluation, workspace, made, draft)
 
 
 def _emitted(
-    search: PlanSearch, original: OnnxGraph, evaluation: Dataset | None, workspace: Workspace, made: _Made
+    search: PlanSearch,
+    original: OnnxGraph,
+    evaluation: Dataset | None,
+    workspace: Workspace,
+    made: _Made,
+    draft: bool = False,
 ) -> _Made:
     """Writes and verifies the rewritten network, or where it does harm the input, and emits it."""
     run, network, priced = search.run_events, made.network, made.priced
+    for name in made.emission.artifacts.values():
+        if name:  # of an emission that this one replaces
+            (workspace.staging / name).unlink(missing_ok=True)
     if made.harm:
         network, priced = original, search.priced_before
     with run.stage("verify"):
@@ -196,6 +208,7 @@ def _emitted(
         EmissionRequest(
             paths[0], workspace.staging, search.config.model, network.input_shapes, search.samples(4), search.data,
             search.calibrated, evaluation, search.config.seed, run, search.emitted_before, plan,
+            draft=draft and not made.harm,
         )
     )  # fmt: skip
     check = replace(check, binary=emission.check)
@@ -216,18 +229,11 @@ def _unharmful(
     return _emitted(search, original, evaluation, workspace, replace(made, harm=harm, recovery=None))
 
 
-def _recovered(
-    search: PlanSearch,
-    recovery: Recovery,
-    original: OnnxGraph,
-    evaluation: Dataset | None,
-    workspace: Workspace,
-    made: _Made,
-) -> _Made:
-    """The settled network with trained weights, emitted once more; as it was where training made it no better."""
+def _recovered(search: PlanSearch, recovery: Recovery, made: _Made, workspace: Workspace) -> _Made:
+    """The settled network with trained weights; as it was where training made it no better. Nothing is emitted."""
     run, found = search.run_events, made.found
-    if made.harm or not found.chains:
-        run.note("no recovery: " + ("the input is kept" if made.harm else "no layer was rewritten"))
+    if not found.chains:
+        run.note("no recovery: no layer was rewritten")
         return made
     assert search.space is not None
     plan = plan_sha256(plan_layers(search.space.sites, found.choices))
@@ -246,11 +252,7 @@ def _recovered(
             "kept; give a budget to have the accuracy decide"
         )
         return replace(made, recovery=replace(report, best_epoch=0, after=report.before))
-    found = replace(found, relative_l2=distance)
-    again = _emitted(
-        search, original, evaluation, workspace, replace(made, found=found, network=network, recovery=report)
-    )
-    return _unharmful(search, original, evaluation, workspace, again)
+    return replace(made, found=replace(found, relative_l2=distance), network=network, recovery=report)
 
 
 _UNVERIFIED = Verification(False, None, None, 0)

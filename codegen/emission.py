@@ -45,6 +45,7 @@ class EmissionRequest:
     inferences to check with. ``calibration``: data as the network meets it, random inputs unless ``calibrated``;
     ``evaluation``: data with labels, if there are any. ``baseline``: what the target's ``baseline`` said. ``plan``:
     what the rank plan is known by (:func:`codegen.results.plan_sha256`), empty where the network is the input.
+    ``draft``: the network's numbers are going to change, and these files with them: what tells the cost is enough.
     """
 
     model: Path
@@ -59,6 +60,7 @@ class EmissionRequest:
     events: Events
     baseline: Cost | None = None
     plan: str = ""
+    draft: bool = False
 
 
 @dataclass(frozen=True)
