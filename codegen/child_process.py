@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,24 @@ def call(
             return Failure(f"failed: {last}", log)
         answer: dict[str, Any] = json.loads(answered.read_bytes())
         return answer
+
+
+def reply(
+    work: Callable[[dict[str, Any]], Mapping[str, Any]],
+    refused: type[Exception] | tuple[type[Exception], ...] = (),
+) -> None:
+    """What a module that :func:`call` runs does as its program: ``work`` makes the answer of the request.
+
+    What is raised of ``refused`` is an answer too, {"reason": its message}; other errors end the process.
+    """
+    end_with_parent()
+    asked, answered = map(Path, sys.argv[1:])
+    request: dict[str, Any] = json.loads(asked.read_bytes())
+    try:
+        answer = work(request)
+    except refused as error:
+        answer = {"reason": str(error)}
+    answered.write_text(json.dumps(dict(answer)), encoding="utf-8")
 
 
 def end_with_parent() -> None:

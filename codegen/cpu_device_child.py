@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from codegen.child_process import end_with_parent
+from codegen.child_process import reply
 
 
-def main(request_path: str, answer_path: str) -> None:
-    end_with_parent()
-    request = json.loads(Path(request_path).read_bytes())
+def _processor(request: Mapping[str, Any]) -> dict[str, Any]:
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # tvm_ffi would load it for interchange
     import tvm_ffi
 
@@ -38,15 +37,14 @@ def main(request_path: str, answer_path: str) -> None:
         with_it = make({"kind": "llvm", **asked, "mattr": [f"+{attribute[1:]}"]})
         if attribute[1:] not in {str(name) for name in features(with_it)}:
             unknown.append(attribute)
-    answer = {
+    return {
         "cpu": asked.get("mcpu", ""),
         "triple": str(asked.get("mtriple") or function("target.llvm_get_system_triple")()),
         "features": sorted(str(name) for name in features(target)),
         "processors": sorted(str(name) for name in function("target.llvm_get_cpu_archlist")(target)),
         "unknown": unknown,
     }
-    Path(answer_path).write_text(json.dumps(answer), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    reply(_processor)

@@ -7,27 +7,15 @@ that runs it. So the kernels become PTX here, and the library carries that in th
 from __future__ import annotations
 
 import hashlib
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from codegen.child_process import end_with_parent
+from codegen.child_process import reply
 from codegen.cuda_kernels import kernel_names, scheduled_for_cuda
 from codegen.cuda_ptx import by_llvm, by_nvcc, carry_ptx
 from codegen.runner.attach import attach, describe
 from codegen.tvm_network import imported
 from codegen.tvm_network_onnx import Refused, first_line, free_inputs, is_coarse, prepared
-
-
-def main(request_path: str, answer_path: str) -> None:
-    end_with_parent()
-    request = json.loads(Path(request_path).read_bytes())
-    try:
-        answer = _build(request)
-    except Refused as refusal:
-        answer = {"reason": str(refusal)}
-    Path(answer_path).write_text(json.dumps(answer), encoding="utf-8")
 
 
 def _build(request: dict[str, Any]) -> dict[str, Any]:
@@ -104,4 +92,4 @@ def _device_code(module: Any) -> tuple[Any, Any]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    reply(_build, Refused)

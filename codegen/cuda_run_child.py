@@ -5,8 +5,6 @@ It loads what a deployment has: NumPy and TVM's runtime.
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,19 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from codegen.child_process import end_with_parent
+from codegen.child_process import reply
 from codegen.runner.library import Library
 from passes.errors import RankcError
-
-
-def main(request_path: str, answer_path: str) -> None:
-    end_with_parent()
-    request = json.loads(Path(request_path).read_bytes())
-    try:
-        answer = _run(request)
-    except RankcError as error:
-        answer = {"reason": str(error)}
-    Path(answer_path).write_text(json.dumps(answer), encoding="utf-8")
 
 
 def _run(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,4 +45,4 @@ def _run(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    reply(_run, RankcError)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from codegen.child_process import end_with_parent
+from codegen.child_process import reply
 
 
-def main(request_path: str, answer_path: str) -> None:
-    end_with_parent()
-    request = json.loads(Path(request_path).read_bytes())
+def _run(request: Mapping[str, Any]) -> dict[str, Any]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -25,9 +22,8 @@ def main(request_path: str, answer_path: str) -> None:
             feeds = {name: given[f"{run}/{i}"] for i, name in enumerate(request["names"])}
             results.update({f"{run}/{i}": np.asarray(out) for i, out in enumerate(session.run(None, feeds))})
     np.savez(request["made"], allow_pickle=False, **results)
-    outputs = len(session.get_outputs())
-    Path(answer_path).write_text(json.dumps({"outputs": outputs}), encoding="utf-8")
+    return {"outputs": len(session.get_outputs())}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    reply(_run)

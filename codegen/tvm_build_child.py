@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from codegen.child_process import end_with_parent
+from codegen.child_process import reply
 from codegen.tune.device import Device
 from codegen.tune.schedule import Schedule
 from codegen.tune.workload import Workload
 from codegen.tvm_network import Lowered, compile_network
 from codegen.tvm_network_onnx import Refused, free_inputs, is_coarse, is_symbolic, prepared
-
-
-def main(request_path: str, answer_path: str) -> None:
-    end_with_parent()
-    request = json.loads(Path(request_path).read_bytes())
-    try:
-        answer = _build(request)
-    except Refused as refusal:
-        answer = {"reason": str(refusal)}
-    Path(answer_path).write_text(json.dumps(answer), encoding="utf-8")
 
 
 def _build(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,4 +66,4 @@ def _build(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    reply(_build, Refused)

@@ -5,18 +5,16 @@ Of libraries it imports NumPy and TVM's runtime, nothing else: what a deployment
 
 from __future__ import annotations
 
-import json
 import sys
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from codegen.child_process import end_with_parent
+from codegen.child_process import reply
 
 
-def main(request_path: str, answer_path: str) -> None:
-    end_with_parent()
-    request = json.loads(Path(request_path).read_bytes())
+def _run(request: Mapping[str, Any]) -> dict[str, Any]:
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # tvm_ffi would load it for interchange
     import tvm
     from tvm.runtime.vm import VirtualMachine
@@ -32,8 +30,8 @@ def main(request_path: str, answer_path: str) -> None:
             count = len(outputs)
             results.update({f"{run}/{i}": output.numpy() for i, output in enumerate(outputs)})
     np.savez(request["made"], allow_pickle=False, **results)
-    Path(answer_path).write_text(json.dumps({"outputs": count}), encoding="utf-8")
+    return {"outputs": count}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    reply(_run)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 import sys
 import time
@@ -14,19 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.child_process import end_with_parent
+from codegen.child_process import reply
 
 _WARM_UP_NS = 100_000_000
 _LOOK_S = 0.05
 
 
-def main(request_path: str, answer_path: str) -> None:
-    end_with_parent()
-    request = json.loads(Path(request_path).read_bytes())
+def _timed(request: Mapping[str, Any]) -> dict[str, Any]:
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # tvm_ffi would load it for interchange
     pin(request["threads"])
-    answer = _kernels(request) if "kernels" in request else _contenders(request)
-    Path(answer_path).write_text(json.dumps(answer), encoding="utf-8")
+    return _kernels(request) if "kernels" in request else _contenders(request)
 
 
 def pin(threads: int) -> None:
@@ -157,4 +153,4 @@ def _random(rng: np.random.Generator, shape: Sequence[int], dtype: str) -> NDArr
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    reply(_timed)

@@ -8,11 +8,11 @@ in the library's read-only data.
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from codegen.child_process import end_with_parent
+from codegen.child_process import reply
 from codegen.runner.attach import attach, describe
 from codegen.tune.device import Device
 from codegen.tvm_kernels.imports import load_tvm
@@ -21,17 +21,6 @@ from codegen.tvm_network_link import linker
 from codegen.tvm_network_onnx import Refused
 
 _HERE = Path(__file__).parent
-
-
-def main(request_path: str, answer_path: str) -> None:
-    end_with_parent()
-    request = json.loads(Path(request_path).read_bytes())
-    answer: dict[str, Any] = {}
-    try:
-        _build(Path(request["model"]), Path(request["library"]), request["segments"], request["device"])
-    except Refused as refusal:
-        answer = {"reason": str(refusal)}
-    Path(answer_path).write_text(json.dumps(answer), encoding="utf-8")
 
 
 def source(segments: list[dict[str, Any]]) -> str:
@@ -57,10 +46,11 @@ def _symbol(segment: int) -> str:
     return f"rankc_segment_{segment}"
 
 
-def _build(path: Path, library: Path, segments: list[dict[str, Any]], device_values: dict[str, Any]) -> None:
+def _build(request: Mapping[str, Any]) -> dict[str, Any]:
     import onnx
 
-    device = Device(**device_values)
+    segments = request["segments"]
+    device = Device(**request["device"])
     linker(device)  # says what is missing before anything is compiled
     tvm = load_tvm()
     from tvm import relax
@@ -79,7 +69,7 @@ def _build(path: Path, library: Path, segments: list[dict[str, Any]], device_val
 
     known = onnx_frontend._get_convert_map
     onnx_frontend._get_convert_map = lambda: {**known(), "RankcProgram": RankcProgram}
-    model = onnx.load(path)
+    model = onnx.load(request["model"])
     module = imported(model)
     inputs, outputs = [[value.name for value in values] for values in (model.graph.input, model.graph.output)]
     metadata = describe(module, inputs, outputs, device.target, device=f"{device.model} and an accelerator")
@@ -87,8 +77,10 @@ def _build(path: Path, library: Path, segments: list[dict[str, Any]], device_val
     external = tvm.get_global_func("runtime.CSourceModuleCreate")(source(segments), "cc", names, [])
     made = lowered(module, device, lambda _: None)
     includes = [f"-I{find_include_path()}", f"-I{find_dlpack_include_path()}"]
+    library = Path(request["library"])
     compiled(attach(made.module.with_attr("external_mods", [external]), metadata), device, library, includes)
+    return {}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    reply(_build, Refused)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import sys
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from codegen.child_process import end_with_parent
+from codegen.child_process import reply
 
 
-def main(request_path: str, answer_path: str) -> None:
-    end_with_parent()
-    request = json.loads(Path(request_path).read_bytes())
+def _check(request: Mapping[str, Any]) -> dict[str, Any]:
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # tvm_ffi would load it for interchange
     import tvm
     from tvm.runtime.vm import VirtualMachine
@@ -38,8 +36,8 @@ def main(request_path: str, answer_path: str) -> None:
             count = len(outputs)
             results.update({f"{run}/{i}": output.numpy() for i, output in enumerate(outputs)})
     np.savez(request["made"], allow_pickle=False, **results)
-    Path(answer_path).write_text(json.dumps({"outputs": count, "cycles": cycles}), encoding="utf-8")
+    return {"outputs": count, "cycles": cycles}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    reply(_check)
