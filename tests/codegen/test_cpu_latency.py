@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from codegen.cpu_latency import CALL_S, CpuLatency
-from codegen.events import Events, QuietEvents
+from codegen.events import QuietEvents
 from codegen.measurable import MeasurablePrices
-from codegen.tune.device import Device
-from codegen.tune.workload import Workload
 from passes.core.cost import Kind, OpWork, StageWork
 from passes.core.site import Geometry
 from passes.onnx_graph import OnnxGraph
+from tests.codegen.made_up_trials import DEVICE, MadeUpTrials
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits.onnx"
-DEVICE = Device({"kind": "llvm"}, "made up", 1, 512, 32)
 CONV = StageWork(Geometry((3, 3), pads=(1, 1, 1, 1)), 16, 32, (16, 16))
 POINT = StageWork(Geometry((1, 1)), 32, 8, (16, 16), bias=False)
 
@@ -26,34 +23,12 @@ def truth_s(work: StageWork) -> float:
     return 2 * work.macs / 80e9 + 2e-7 * work.out_channels + 5e-7
 
 
-class MadeUpTrials:
-    """Trials of a processor that takes :func:`truth_s`; ``asked`` lists what was measured."""
-
-    def __init__(self) -> None:
-        self.times: dict[Workload, float] = {}
-        self.asked: list[Workload] = []
-
-    def best_s(self, workload: Workload) -> float | None:
-        return self.times.get(workload)
-
-    def measured(self) -> Mapping[Workload, float]:
-        return dict(self.times)
-
-    def wanting(self, workloads: Sequence[Workload]) -> list[Workload]:
-        return [w for w in workloads if w not in self.times]
-
-    def make(self, workloads: Sequence[Workload], events: Events, out_of_time: Callable[[], bool]) -> int:
-        self.asked += workloads
-        self.times |= {w: truth_s(w.work) for w in workloads}
-        return len(workloads)
-
-
 def test_it_is_a_price_list_that_can_be_measured() -> None:
-    assert isinstance(CpuLatency(DEVICE, MadeUpTrials()), MeasurablePrices)
+    assert isinstance(CpuLatency(DEVICE, MadeUpTrials(truth_s)), MeasurablePrices)
 
 
 def test_a_price_is_estimated_until_it_is_measured() -> None:
-    prices = CpuLatency(DEVICE, MadeUpTrials())
+    prices = CpuLatency(DEVICE, MadeUpTrials(truth_s))
     (before,) = prices.chains([(CONV,)])
     assert before.kind is Kind.ESTIMATED and prices.spread([(CONV,)])[0] > 0
     assert prices.measure([CONV], QuietEvents())
@@ -64,7 +39,7 @@ def test_a_price_is_estimated_until_it_is_measured() -> None:
 
 
 def test_stages_add_up_and_a_chain_is_as_sure_as_its_weakest_stage() -> None:
-    prices = CpuLatency(DEVICE, MadeUpTrials())
+    prices = CpuLatency(DEVICE, MadeUpTrials(truth_s))
     prices.measure([CONV], QuietEvents())
     chain, first, second = prices.chains([(CONV, POINT), (CONV,), (POINT,)])
     assert chain.latency == pytest.approx(first.latency + second.latency, rel=1e-12)
@@ -74,15 +49,15 @@ def test_stages_add_up_and_a_chain_is_as_sure_as_its_weakest_stage() -> None:
 
 
 def test_a_kernel_is_the_same_with_and_without_bias() -> None:
-    trials = MadeUpTrials()
+    trials = MadeUpTrials(truth_s)
     prices = CpuLatency(DEVICE, trials)
     prices.measure([CONV, StageWork(CONV.geometry, 16, 32, (16, 16), bias=False)], QuietEvents())
-    assert len(trials.asked) == 1
+    assert [len(tried) for tried in trials.rounds] == [1]
 
 
 def test_what_was_measured_moves_the_prices_of_the_rest() -> None:
     """The made-up processor is half as fast as the prior takes it to be: one kernel tells."""
-    prices = CpuLatency(DEVICE, MadeUpTrials())
+    prices = CpuLatency(DEVICE, MadeUpTrials(truth_s))
     near = StageWork(CONV.geometry, 16, 28, (16, 16))
     (guessed,) = prices.chains([(near,)])
     prices.measure([CONV], QuietEvents())
@@ -92,7 +67,7 @@ def test_what_was_measured_moves_the_prices_of_the_rest() -> None:
 
 
 def test_the_outline_does_not_depend_on_what_was_measured() -> None:
-    measured, fresh = CpuLatency(DEVICE, MadeUpTrials()), CpuLatency(DEVICE, MadeUpTrials())
+    measured, fresh = CpuLatency(DEVICE, MadeUpTrials(truth_s)), CpuLatency(DEVICE, MadeUpTrials(truth_s))
     measured.measure([CONV], QuietEvents())
     works = [(CONV,), (CONV, POINT)]
     assert measured.outline().chains(works) == fresh.outline().chains(works)
@@ -119,7 +94,7 @@ def test_what_stands_behind_a_layer_is_computed_in_its_loops() -> None:
         op("flat", "Reshape", {"add.out": after}, (1, 8192), None),
         op("pool", "GlobalAveragePool", {"add.out": after}, (1, 32, 1, 1), None),
     ]
-    prices = CpuLatency(DEVICE, MadeUpTrials())
+    prices = CpuLatency(DEVICE, MadeUpTrials(truth_s))
     prices.measure([CONV], QuietEvents())
     conv, relu, add, flat, pool = (cost.latency for cost in prices.layers(ops))
     assert conv == truth_s(CONV) + CALL_S and relu == flat == 0
@@ -138,7 +113,7 @@ def test_no_plan_is_below_the_floor_and_the_least_is_on_it() -> None:
         StageWork(stage.geometry, stage.in_channels, 2, stage.spatial),
         StageWork(Geometry((1, 1)), 2, stage.out_channels, stage.output_spatial),
     )
-    prices = CpuLatency(DEVICE, MadeUpTrials())
+    prices = CpuLatency(DEVICE, MadeUpTrials(truth_s))
     prices.measure([o.stage for o in ops if o.stage is not None], QuietEvents())
     floor = prices.floor(ops, {site.name: [(stage,), half]})
     dense, chain = prices.chains([(stage,), half])

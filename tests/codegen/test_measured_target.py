@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,43 +18,28 @@ from codegen.events import Events, QuietEvents
 from codegen.report.measurement import Contender, MeasurementReport
 from codegen.result import LowerResult
 from codegen.target import Target
-from codegen.tune.device import Device
 from codegen.tune.statistics import Ratio
-from codegen.tune.workload import Workload
 from passes.core.cost import Cost, Kind, StageWork
 from passes.onnx_graph import OnnxGraph
+from tests.codegen.made_up_trials import DEVICE, MadeUpTrials
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits.onnx"
-DEVICE = Device({"kind": "llvm"}, "made up", 1, 512, 32)
 
 
 def kernel_s(work: StageWork) -> float:
     return 2 * work.macs / 50e9 + 3e-7
 
 
-class Stopwatch:
+class Stopwatch(MadeUpTrials):
     """Kernels take :func:`kernel_s`, networks the sum and 5 us; ``slower``: what chains take more than that in one.
 
     ``drift``: the input is timed again beside each result, and takes this many times as long then.
     """
 
     def __init__(self, slower: float = 1.0, drift: float = 1.0, noise: float = 0.005) -> None:
+        super().__init__(kernel_s)
         self.slower, self.drift, self.noise = slower, drift, noise
-        self.times: dict[Workload, float] = {}
         self.emitted: list[float] = []
-
-    def best_s(self, workload: Workload) -> float | None:
-        return self.times.get(workload)
-
-    def measured(self) -> Mapping[Workload, float]:
-        return dict(self.times)
-
-    def wanting(self, workloads: Sequence[Workload]) -> list[Workload]:
-        return [w for w in workloads if w not in self.times]
-
-    def make(self, workloads: Sequence[Workload], events: Events, out_of_time: Callable[[], bool]) -> int:
-        self.times |= {w: kernel_s(w.work) for w in workloads}
-        return len(workloads)
 
     def network_s(self, model: Path) -> float:
         stages = [op.stage for op in OnnxGraph.read(model).workload() if op.stage is not None]

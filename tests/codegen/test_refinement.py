@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,21 +9,19 @@ import numpy as np
 import pytest
 
 from codegen.cpu_latency import CALL_S, CpuLatency
-from codegen.events import Events, QuietEvents
+from codegen.events import QuietEvents
 from codegen.memory import Forgetful
 from codegen.plan_search import formats_named
 from codegen.refinement import TUNING_EFFORTS, Refinement, worth_of_latency
 from codegen.search import affordable
 from codegen.space import EFFORTS, Selection, Space, build_space
-from codegen.tune.device import Device
-from codegen.tune.workload import Workload
 from passes.core.cost import Kind, StageWork
 from passes.onnx_graph import OnnxGraph
 from passes.ranks.milp import MilpSolver
 from passes.ranks.problem import Option, RankProblem, SiteOptions
+from tests.codegen.made_up_trials import DEVICE, MadeUpTrials
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits.onnx"
-DEVICE = Device({"kind": "llvm"}, "made up", 1, 512, 32)
 EFFORT = TUNING_EFFORTS["default"]
 
 
@@ -32,28 +29,6 @@ def truth_s(work: StageWork) -> float:
     """Fast where output channels fill tiles of eight, slow elsewhere: what the prior knows nothing of."""
     filled = -(-work.out_channels // 8) * 8 / work.out_channels
     return 2 * work.macs * filled / 60e9 + 8e-7
-
-
-class MadeUpTrials:
-    """Trials of a processor that takes :func:`truth_s`; ``rounds`` lists what was measured together."""
-
-    def __init__(self, times: Mapping[Workload, float] | None = None) -> None:
-        self.times = dict(times or {})
-        self.rounds: list[list[Workload]] = []
-
-    def best_s(self, workload: Workload) -> float | None:
-        return self.times.get(workload)
-
-    def measured(self) -> Mapping[Workload, float]:
-        return dict(self.times)
-
-    def wanting(self, workloads: Sequence[Workload]) -> list[Workload]:
-        return [w for w in workloads if w not in self.times]
-
-    def make(self, workloads: Sequence[Workload], events: Events, out_of_time: Callable[[], bool]) -> int:
-        self.rounds.append(list(workloads))
-        self.times |= {w: truth_s(w.work) for w in workloads}
-        return len(workloads)
 
 
 def space_of(trials: MadeUpTrials) -> Space:
@@ -76,7 +51,7 @@ def refined(space: Space, share: float, effort: str = "default") -> tuple[Refine
 
 def best_possible(share: float) -> float:
     """The least error within the budget when every candidate's price is the truth."""
-    trials = MadeUpTrials()
+    trials = MadeUpTrials(truth_s)
     space = space_of(trials)
     works = {
         stage for s in space.scored for c in space.scored[s].candidates for stage in space.works(s, c.name, c.rank)
@@ -90,7 +65,7 @@ def best_possible(share: float) -> float:
 
 @pytest.mark.parametrize("share", [0.35, 0.5, 0.7])
 def test_the_plan_is_measured_and_nearly_the_best_there_is(share: float) -> None:
-    trials = MadeUpTrials()
+    trials = MadeUpTrials(truth_s)
     space = space_of(trials)
     refinement, budgets = refined(space, share)
     attempt, trace = affordable(space, MilpSolver(), budgets, {}, EFFORTS["quick"], refinement)
@@ -113,7 +88,7 @@ def test_the_plan_is_measured_and_nearly_the_best_there_is(share: float) -> None
 
 
 def test_only_a_part_of_the_candidates_is_measured() -> None:
-    trials = MadeUpTrials()
+    trials = MadeUpTrials(truth_s)
     space = space_of(trials)
     works = {
         replace(stage, bias=True)
@@ -129,11 +104,11 @@ def test_only_a_part_of_the_candidates_is_measured() -> None:
 
 
 def test_a_second_search_needs_no_trial_and_finds_the_same() -> None:
-    first = MadeUpTrials()
+    first = MadeUpTrials(truth_s)
     space = space_of(first)
     refinement, budgets = refined(space, 0.5)
     plan = affordable(space, MilpSolver(), budgets, {}, EFFORTS["quick"], refinement)[0]
-    second = MadeUpTrials(first.times)
+    second = MadeUpTrials(truth_s, first.times)
     again = space_of(second)
     refinement, budgets = refined(again, 0.5)
     repeated = affordable(again, MilpSolver(), budgets, {}, EFFORTS["quick"], refinement)[0]
@@ -142,7 +117,7 @@ def test_a_second_search_needs_no_trial_and_finds_the_same() -> None:
 
 
 def test_another_weighting_is_refined_from_where_the_first_one_ended() -> None:
-    trials = MadeUpTrials()
+    trials = MadeUpTrials(truth_s)
     space = space_of(trials)
     refinement, budgets = refined(space, 0.5)
     affordable(space, MilpSolver(), budgets, {}, EFFORTS["quick"], refinement)
@@ -153,7 +128,7 @@ def test_another_weighting_is_refined_from_where_the_first_one_ended() -> None:
 
 
 def test_repricing_changes_prices_and_nothing_else() -> None:
-    trials = MadeUpTrials()
+    trials = MadeUpTrials(truth_s)
     space = space_of(trials)
     before = space.problem({}, {})
     site = max(space.sites, key=lambda s: len(space.scored[s.name].candidates))
@@ -175,7 +150,7 @@ def test_repricing_changes_prices_and_nothing_else() -> None:
 
 
 def test_without_a_latency_budget_nothing_is_measured() -> None:
-    trials = MadeUpTrials()
+    trials = MadeUpTrials(truth_s)
     space = space_of(trials)
     refinement, _ = refined(space, 0.5)
     assert not refinement.settle(space, MilpSolver(), {"macs": 0.5 * space.baseline.macs}, {}, 10)
@@ -183,7 +158,7 @@ def test_without_a_latency_budget_nothing_is_measured() -> None:
 
 
 def test_limits_end_it_with_measured_chains() -> None:
-    trials = MadeUpTrials()
+    trials = MadeUpTrials(truth_s)
     space = space_of(trials)
     late = Refinement(replace(EFFORT, stages=10), lambda: False, QuietEvents())
     _, budgets = refined(space, 0.7)
@@ -195,7 +170,7 @@ def test_limits_end_it_with_measured_chains() -> None:
 
 
 def test_a_budget_that_no_plan_keeps_ends_too() -> None:
-    trials = MadeUpTrials()
+    trials = MadeUpTrials(truth_s)
     space = space_of(trials)
     refinement, budgets = refined(space, 0.01)
     attempt, trace = affordable(space, MilpSolver(), budgets, {}, EFFORTS["quick"], refinement)
