@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from codegen.config import LowerConfig
 from codegen.dataset import Dataset, random_inputs
@@ -16,17 +16,23 @@ from codegen.events import Events, RecordingEvents
 from codegen.memory import Memory
 from codegen.refinement import TUNING_EFFORTS, Refinement
 from codegen.search import Attempt, best_within_budgets, carry_out, fastest_within
+from codegen.searching import Search
 from codegen.space import EFFORTS, Selection, Space, build_space, calibration_count
 from codegen.target import Target
 from codegen.verification import walk_disagreement
 from codegen.walks import FeedsOf, batched, one_by_one
 from passes import registry
 from passes.core.cost import Cost, Kind
-from passes.correct import Choice
-from passes.errors import InputError
+from passes.correct import Choice, Correction
+from passes.errors import InputError, UsageError
 from passes.onnx_graph import OnnxGraph
-from passes.onnx_stepper import Stepper
-from passes.ranks.problem import RankPlan
+from passes.onnx_stepper import Feeds, Stepper
+from passes.ranks.context import SearchingSolver
+from passes.ranks.milp import MilpSolver
+from passes.ranks.problem import RankPlan, RankSolver
+
+if TYPE_CHECKING:
+    from passes.training.data import TrainingSet
 
 
 def formats_named(names: Sequence[str], events: Events) -> dict[str, Any]:
@@ -50,6 +56,19 @@ def read_plan(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         raise InputError(f"{path}: is no plan; give the plan.json of an earlier run") from error
 
 
+def solvers(config: LowerConfig) -> tuple[RankSolver, SearchingSolver | None]:
+    """The pure solver of a run, and the one that looks at the network where that was asked for.
+
+    UsageError where the latter has no budget: bisecting towards an output error would take a search each time.
+    """
+    found: Any = registry.SOLVERS.load(config.solver)
+    if not hasattr(found, "search"):
+        return found, None
+    if not config.budgets and config.plan is None:
+        raise UsageError(f"--solver {config.solver} needs a budget, such as --latency 60%")
+    return MilpSolver(), found
+
+
 class PlanSearch:
     """The rank search of one run: what it works on, and the plan that it ends with."""
 
@@ -64,6 +83,7 @@ class PlanSearch:
         run: RecordingEvents,
     ) -> None:
         self.config, self.target, self.network, self.run_events = config, target, network, run
+        self.solver, self.searching = solvers(config)
         self.effort = EFFORTS[config.effort]
         self.margin = target.latency.margin if config.margin is None else config.margin
         self.priced_before, self.emitted_before = before, emitted
@@ -90,6 +110,7 @@ class PlanSearch:
         self.correction = self.effort.correction(config.seed)
         self.stepper: Stepper | None = None
         self.feeds_of: FeedsOf = batched
+        self.search: Search | None = None
 
     def samples(self, count: int) -> list[Mapping[str, Any]]:
         """Up to ``count`` single inferences of the data."""
@@ -97,7 +118,7 @@ class PlanSearch:
 
     def run(self, workspace: Memory) -> Attempt:
         """The best attempt; its chains are ready to be put into the network."""
-        solver = registry.SOLVERS.load(self.config.solver)
+        solver = self.solver
         self.stepper = self._walkable()
         feeds = None if self.stepper is None else self.feeds_of(self.data)
         config = self.config
@@ -119,6 +140,9 @@ class PlanSearch:
         correction = self.correction if self.calibrated else None
         if self.config.plan is not None:
             attempt = self._replayed(self.config.plan)
+        elif self.searching is not None and self.space.sites:
+            attempt, self.trace = self._searched(self.searching, feeds, correction)
+            return attempt
         elif self.budgets or not self.space.sites:
             attempt, self.trace = best_within_budgets(
                 self.space,
@@ -153,6 +177,32 @@ class PlanSearch:
             )
             return attempt
         return carry_out(attempt, self.space, self.stepper, feeds, correction, self.run_events)
+
+    def _searched(
+        self, solver: SearchingSolver, feeds: Feeds | None, correction: Correction | None
+    ) -> tuple[Attempt, list[dict[str, Any]]]:
+        """The plan of a solver that looks at the network. What it has learned serves later calls as well."""
+        assert self.space is not None
+        learned, bound = (None, 0.0) if self.search is None else (self.search.learned, self.search.bound)
+        self.search = Search(
+            solver, self.space, self.network, self._training(), self.stepper, feeds, correction, self.effort,
+            self.config.effort, self.config.seed, self.run_events, learned=learned, bound=bound,
+        )  # fmt: skip
+        budget = self.config.time_budget_s
+        left = None if budget is None else max(budget - (time.perf_counter() - self.started), 0.0)
+        return self.search.run(self.goals, left, self.refinement)
+
+    def _training(self) -> TrainingSet:
+        """What a search may train on. InputError where the data's rows are no samples."""
+        from passes.training.data import TrainingSet
+
+        labels = self.data.labels
+        try:
+            return TrainingSet.of(self.data.feeds, None if labels is None or labels.ndim != 1 else labels)
+        except ValueError as error:
+            raise InputError(
+                f"{self.data.source}: --solver {self.config.solver} cannot train on it: {error}"
+            ) from error
 
     def _limits(self) -> dict[str, float]:
         return {b.metric: b.limit(self.before, self.target.clock_hz) for b in self.config.parsed_budgets}

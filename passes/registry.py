@@ -22,6 +22,7 @@ from passes.core.factor import FactorFormat
 from passes.errors import UsageError
 from passes.graph import Note
 from passes.manager import Pass
+from passes.ranks.context import SearchingSolver
 from passes.ranks.problem import RankSolver
 
 T = TypeVar("T")
@@ -33,7 +34,7 @@ class Registry(Generic[T]):
 
     ``noun`` says what is registered ("format"); ``group`` is the entry-point group; ``builtin`` maps names to
     "module:attribute". Where the attribute is a mapping, the name is looked up in it. With ``instantiate`` a class is
-    called without arguments. ``members`` are attributes that everything registered must have.
+    called without arguments. ``members`` are attributes that everything registered must have, and of ``one_of`` one.
     """
 
     noun: str
@@ -41,6 +42,7 @@ class Registry(Generic[T]):
     builtin: Mapping[str, str]
     instantiate: bool = False
     members: tuple[str, ...] = ("name",)
+    one_of: tuple[str, ...] = ()
 
     def names(self) -> tuple[str, ...]:
         """All names, the built-in ones first; loads nothing."""
@@ -90,6 +92,8 @@ class Registry(Generic[T]):
         missing = [member for member in self.members if not hasattr(loaded, member)]
         if missing:
             raise TypeError(f"{name!r} is no {self.noun}: it has no {', '.join(missing)}")
+        if self.one_of and not any(hasattr(loaded, member) for member in self.one_of):
+            raise TypeError(f"{name!r} is no {self.noun}: it has neither {' nor '.join(self.one_of)}")
         if loaded.name != name:  # plans and reports go by that name
             raise TypeError(f"it calls itself {loaded.name!r}")
         result: T = loaded
@@ -134,13 +138,15 @@ FORMATS: Registry[FactorFormat] = Registry(
     members=("name", "full_rank", "geometries", "widths", "decompose"),
 )
 
-SOLVERS: Registry[RankSolver] = Registry(
+SOLVERS: Registry[RankSolver | SearchingSolver] = Registry(
     "solver",
     "rankc.solvers",
     {
         "milp": "passes.ranks.milp:MilpSolver",
         "uniform": "passes.ranks.uniform:UniformSolver",
+        "haloc": "passes.training.haloc:HalocSolver",
     },
     instantiate=True,
-    members=("name", "solve"),
+    one_of=("solve", "search"),
 )
+"""Pure ones have ``solve``, those that look at the network ``search``."""

@@ -82,6 +82,7 @@ class RankPlan:
     ``picks``: an option index per site. ``status``: "optimal", "feasible" (a limit stopped the proof), or "infeasible":
     then ``picks`` is the plan that misses the budgets least and ``out_of_reach`` gives, for each budget that cannot be
     met even on its own, the least value that any plan reaches. ``bound`` is proven: no plan has a lower objective.
+    ``preferences``: a loss for every option of every site where a search has learned them, to choose by again.
     """
 
     solver: str
@@ -91,6 +92,7 @@ class RankPlan:
     bound: float
     problem: str
     out_of_reach: dict[str, float] = field(default_factory=dict)
+    preferences: tuple[tuple[float, ...], ...] = ()
 
     @property
     def gap(self) -> float:
@@ -103,7 +105,8 @@ class RankPlan:
 class RankSolver(Protocol):
     """Pure: the same problem gives the same plan."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def solve(self, problem: RankProblem, time_limit_s: float | None = None) -> RankPlan: ...
 
