@@ -8,43 +8,31 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from codegen.cpu_latency import CpuLatency
 from codegen.cpu_trials import DeviceTrials
 from codegen.dataset import random_inputs
-from codegen.emission import (
-    COARSE_RELATIVE_L2,
-    LIBRARY,
-    MAX_ABS,
-    RELATIVE_L2,
-    Emission,
-    EmissionRequest,
-    Feeds,
-    fitting,
-)
+from codegen.emission import LIBRARY, Emission, EmissionRequest, Feeds, checked, fitting, measured
 from codegen.events import Events
 from codegen.farm.measurer import FarmMeasurer
 from codegen.library_timing import Contender as Timed
-from codegen.library_timing import time_together
+from codegen.library_timing import time_in_blocks, time_together
 from codegen.report.build import BinaryCheck
 from codegen.report.measurement import Contender, MeasurementReport
 from codegen.tune.device import Device
-from codegen.tune.statistics import LEAST_BLOCKS, ratio, summary
+from codegen.tune.statistics import CONFIDENCE, ratio, summary
 from codegen.tune.workload import Workload
 from codegen.tvm_build import Binary, NoBinary, build
 from codegen.tvm_check import check_binary, difference
-from passes.core.cost import Cost, Kind
-from passes.errors import UnsupportedError, VerificationError
+from passes.core.cost import Cost
+from passes.errors import UnsupportedError
 from passes.onnx_graph import OnnxGraph
 
 Array = NDArray[Any]
 
-CONFIDENCE = 0.95
-
-_BLOCK_S, _BLOCKS, _TIMING_S = 0.008, 80, 20.0
-"""A block of calls, how many there are of each contender, and about how long all of them may take."""
+_TIMING_S = 40.0
+"""About how long the timing of all contenders may take."""
 
 _DENSE, _REWRITTEN = "tuned binary of the input", "tuned binary of the result"
 _DENSE_ORT, _REWRITTEN_ORT = "onnxruntime on the input", "onnxruntime on the result"
@@ -82,7 +70,7 @@ class CpuEmitter:
         feeds = next(iter(random_inputs(graph.inputs, shapes, 1, seed).batches(1)))
         with events.stage("time the input"):
             samples = self._timed([Timed.of(_DENSE, self._dense, feeds)], farm)
-        return _cost(samples[_DENSE])
+        return measured(samples[_DENSE])
 
     def __call__(self, request: EmissionRequest) -> Emission:
         """Writes model.so, checks it against onnxruntime and times it; see :meth:`baseline` for errors.
@@ -114,8 +102,8 @@ class CpuEmitter:
         return Emission(
             {"binary": LIBRARY},
             check,
-            _cost(samples[_REWRITTEN]),
-            baseline=_cost(samples[_DENSE]),
+            measured(samples[_REWRITTEN]),
+            baseline=measured(samples[_DENSE]),
             comparison=gained,
             measurement=report,
         )
@@ -143,17 +131,11 @@ class CpuEmitter:
         return made
 
     def _timed(self, contenders: Sequence[Timed], farm: FarmMeasurer | None) -> dict[str, Array]:
-        """Seconds of single calls by contender, (blocks, calls): many blocks of a few milliseconds, as time allows."""
+        """Seconds of single calls by contender, (blocks, calls)."""
         together = time_together if farm is None else farm.network
-        (once,) = together(contenders[:1], blocks=1, calls=3, threads=self.device.threads)
-        call_s = float(once.seconds.min())
-        calls = int(np.clip(_BLOCK_S / call_s, 1, 20))
-        blocks = int(np.clip(_TIMING_S / (calls * call_s * len(contenders)), LEAST_BLOCKS + 2, _BLOCKS))
-        found = together(contenders, blocks=blocks, calls=calls, threads=self.device.threads)
-        return {samples.name: samples.seconds for samples in found}
+        return time_in_blocks(contenders, self.device.threads, budget_s=_TIMING_S, together=together)
 
     def _check(self, binary: Binary, model: Path, feeds: Sequence[Feeds], farm: FarmMeasurer | None) -> BinaryCheck:
-        limit = COARSE_RELATIVE_L2 if binary.coarse else RELATIVE_L2
         if farm is None:
             found = check_binary(binary, model, feeds)
         else:
@@ -162,12 +144,7 @@ class CpuEmitter:
             runs = [Timed.of(str(index), binary, feed) for index, feed in enumerate(feeds)]
             made = farm.network(runs, blocks=1, calls=1, threads=self.device.threads)
             found = difference([samples.outputs for samples in made], run_file(model, feeds, apart=False))
-        if not found.within(limit, MAX_ABS):
-            raise VerificationError(
-                f"{LIBRARY} differs from model.onnx in onnxruntime by {found.relative_l2:.2g} (relative L2), "
-                f"at most {limit:g} was expected"
-            )
-        return BinaryCheck(found.relative_l2, found.max_abs, found.samples, dict(binary.bound))
+        return checked(binary, found)
 
     def _report(self, request: EmissionRequest, binary: Binary, samples: Mapping[str, Array]) -> MeasurementReport:
         ops = OnnxGraph.read(request.model, dict(request.shapes)).workload()
@@ -186,10 +163,6 @@ class CpuEmitter:
             tuple(layer.key for layer in binary.workloads if not layer.tuned),
             binary.notes,
         )
-
-
-def _cost(samples: Array) -> Cost:
-    return Cost(latency=summary(samples.ravel().tolist()).seconds, unit="s", kind=Kind.MEASURED)
 
 
 def _contender(name: str, samples: Array, dense: Array) -> Contender:

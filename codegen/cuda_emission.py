@@ -11,18 +11,16 @@ from codegen.cuda_driver import FoundGpu
 from codegen.cuda_gpus import Gpu
 from codegen.cuda_run import run_on_gpu
 from codegen.dataset import random_inputs
-from codegen.emission import COARSE_RELATIVE_L2, LIBRARY, MAX_ABS, RELATIVE_L2, Emission, EmissionRequest, fitting
+from codegen.emission import LIBRARY, Emission, EmissionRequest, checked, fitting, measured
 from codegen.events import Events
 from codegen.onnx_runs import run_file
-from codegen.report.build import BinaryCheck
-from codegen.tune.statistics import ratio, summary
+from codegen.tune.statistics import CONFIDENCE, ratio
 from codegen.tvm_build import NoBinary
 from codegen.tvm_check import difference
-from passes.core.cost import Cost, Kind
-from passes.errors import UnsupportedError, VerificationError
+from passes.core.cost import Cost
+from passes.errors import UnsupportedError
 from passes.onnx_graph import OnnxGraph
 
-CONFIDENCE = 0.95
 BLOCKS, CALLS = 12, 20
 """Rounds in which the libraries take turns, and calls of each in a round."""
 _DENSE, _REWRITTEN = "input", "result"
@@ -61,7 +59,7 @@ class CudaEmitter:
         feeds = list(random_inputs(graph.inputs, shapes, 1, seed).batches(1))
         with events.stage("time the input"):
             _, samples = run_on_gpu({_DENSE: self._dense.binary.library}, feeds, blocks=BLOCKS, calls=CALLS)
-        return Cost(latency=summary(samples[_DENSE].ravel().tolist()).seconds, unit="s", kind=Kind.MEASURED)
+        return measured(samples[_DENSE])
 
     def __call__(self, request: EmissionRequest) -> Emission:
         """Writes model.so, model.cu and model.ptx. Without a GPU nothing is measured, and a warning says so.
@@ -82,19 +80,11 @@ class CudaEmitter:
         with request.events.stage("run on the GPU"):
             outputs, samples = run_on_gpu(libraries, feeds, blocks=BLOCKS, calls=CALLS)
         found = difference(outputs[_REWRITTEN], run_file(request.model, feeds, apart=True))
-        limit = COARSE_RELATIVE_L2 if made.binary.coarse else RELATIVE_L2
-        if not found.within(limit, MAX_ABS):
-            raise VerificationError(
-                f"{LIBRARY} on the GPU differs from model.onnx in onnxruntime by {found.relative_l2:.2g} "
-                f"(relative L2), at most {limit:g} was expected"
-            )
-        costs = {
-            name: Cost(latency=summary(times.ravel().tolist()).seconds, unit="s", kind=Kind.MEASURED)
-            for name, times in samples.items()
-        }
+        check = checked(made.binary, found, f"{LIBRARY} on the GPU")
+        costs = {name: measured(times) for name, times in samples.items()}
         return Emission(
             artifacts,
-            BinaryCheck(found.relative_l2, found.max_abs, found.samples, dict(made.binary.bound)),
+            check,
             costs[_REWRITTEN],
             baseline=costs.get(_DENSE),
             comparison=ratio(samples[_REWRITTEN], samples[_DENSE], CONFIDENCE) if _DENSE in samples else None,

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,12 +90,7 @@ def time_together(
         raise ValueError("timing needs a contender, a block and a call")
     with tempfile.TemporaryDirectory(prefix="rankc-") as folder:
         given, made = Path(folder) / "inputs.npz", Path(folder) / "made.npz"
-        arrays = {
-            f"{index}/{i}": np.asarray(value)
-            for index, contender in enumerate(contenders)
-            for i, value in enumerate(contender.feeds.values())
-        }
-        np.savez(given, allow_pickle=False, **arrays)
+        write_feeds(given, contenders)
         request = {
             "contenders": [{"path": str(c.path.absolute()), "inputs": list(c.feeds)} for c in contenders],
             "given": str(given),
@@ -105,15 +100,53 @@ def time_together(
             "threads": threads,
         }
         answer = _asked(request, threads, timeout_s)
-        with np.load(made, allow_pickle=False) as archive:
-            return [
-                Samples(
-                    contender.name,
-                    archive[f"{index}/seconds"],
-                    tuple(archive[f"{index}/{i}"] for i in range(answer["outputs"][index])),
-                )
-                for index, contender in enumerate(contenders)
-            ]
+        return read_samples(made, contenders, answer["outputs"])
+
+
+def write_feeds(path: Path, contenders: Sequence[Contender]) -> None:
+    """Writes the inputs of all contenders to an .npz, as the process that times them reads them."""
+    arrays = {
+        f"{index}/{i}": np.asarray(value)
+        for index, contender in enumerate(contenders)
+        for i, value in enumerate(contender.feeds.values())
+    }
+    np.savez(path, allow_pickle=False, **arrays)
+
+
+def read_samples(path: Path, contenders: Sequence[Contender], outputs: Sequence[int]) -> list[Samples]:
+    """What the process that timed the contenders has written; ``outputs``: how many each of them has."""
+    with np.load(path, allow_pickle=False) as archive:
+        return [
+            Samples(
+                contender.name,
+                archive[f"{index}/seconds"],
+                tuple(archive[f"{index}/{i}"] for i in range(outputs[index])),
+            )
+            for index, contender in enumerate(contenders)
+        ]
+
+
+class Together(Protocol):
+    """:func:`time_together`, here or on a device of a farm."""
+
+    def __call__(
+        self, contenders: Sequence[Contender], *, blocks: int, calls: int, threads: int = 1
+    ) -> list[Samples]: ...
+
+
+def time_in_blocks(
+    contenders: Sequence[Contender], threads: int = 1, *, budget_s: float, together: Together = time_together
+) -> dict[str, NDArray[np.float64]]:
+    """Seconds of single calls by name, (blocks, calls), of contenders that take turns.
+
+    Blocks of about 8 ms, 80 of them, or fewer of slow networks, so that all of it takes about ``budget_s``.
+    """
+    first = together(contenders, blocks=1, calls=3, threads=threads)
+    slowest_s = max(float(samples.seconds.min()) for samples in first)
+    calls = int(np.clip(_BLOCK_S / slowest_s, 1, 20))
+    blocks = int(np.clip(budget_s / (slowest_s * (calls + 1) * len(contenders)), LEAST_BLOCKS + 2, _MOST_BLOCKS))
+    found = together(contenders, blocks=blocks, calls=calls, threads=threads)
+    return {samples.name: samples.seconds for samples in found}
 
 
 def time_side_by_side(
@@ -124,17 +157,9 @@ def time_side_by_side(
     *,
     budget_s: float = 15.0,
 ) -> dict[str, NDArray[np.float64]]:
-    """Seconds of single calls by name, (blocks, calls): libraries and ONNX files on one set of inputs, in turns.
-
-    Blocks of about 8 ms, 80 of them, or fewer of slow networks, so that all of it takes about ``budget_s``.
-    """
+    """:func:`time_in_blocks` of libraries and ONNX files on one set of inputs."""
     contenders = [Contender(name, path, feeds) for name, path in (*libraries.items(), *files.items())]
-    first = time_together(contenders, blocks=1, calls=3, threads=threads)
-    slowest_s = max(float(samples.seconds.min()) for samples in first)
-    calls = int(np.clip(_BLOCK_S / slowest_s, 1, 20))
-    blocks = int(np.clip(budget_s / (slowest_s * (calls + 1) * len(contenders)), LEAST_BLOCKS + 2, _MOST_BLOCKS))
-    found = time_together(contenders, blocks=blocks, calls=calls, threads=threads)
-    return {samples.name: samples.seconds for samples in found}
+    return time_in_blocks(contenders, threads, budget_s=budget_s)
 
 
 def time_library(

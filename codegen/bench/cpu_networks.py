@@ -12,8 +12,6 @@ from codegen.bench.benchmark import MODELS, Table
 from codegen.events import Events
 from passes.errors import InputError, RankcError
 
-CONFIDENCE = 0.95
-
 SHAPES: dict[str, dict[str, tuple[int, ...]]] = {"yunet_n_dynamic": {"input": (1, 3, 320, 320)}}
 """Of networks with sizes of the user's choice."""
 
@@ -44,7 +42,7 @@ class CpuNetworks:
         from codegen.bench.cpu_build import tuned_build
         from codegen.dataset import random_inputs
         from codegen.library_timing import time_side_by_side
-        from codegen.tune.statistics import ratio, summary
+        from codegen.tune.statistics import CONFIDENCE, ratio, summary
         from codegen.tvm_check import check_binary
         from passes.onnx_graph import OnnxGraph
 

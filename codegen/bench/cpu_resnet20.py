@@ -22,8 +22,6 @@ from codegen.bench.ptq_resnet20 import MODEL
 from codegen.events import Events
 from passes.errors import UsageError
 
-CONFIDENCE = 0.95
-
 
 @dataclass(frozen=True)
 class CpuResnet20:
@@ -49,7 +47,7 @@ class CpuResnet20:
         from codegen.bench.cpu_build import tuned_build
         from codegen.cpu_device import device_for
         from codegen.library_timing import time_side_by_side
-        from codegen.tune.statistics import ratio, summary
+        from codegen.tune.statistics import CONFIDENCE, ratio, summary
 
         model = existing(self.models / MODEL, "--models", "ResNet-20 for CIFAR-10")
         test = images(self.data, TEST, 0, self.images)

@@ -10,18 +10,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-import numpy as np
-
+from codegen.closing import Closing
 from codegen.farm.address import Address, FarmError
 from codegen.farm.dispatch import Dispatch
 from codegen.farm.lane import START_S, Builder, Outcome, Task
 from codegen.farm.pool import Pool, Rules
 from codegen.farm.roster import DeviceReport, Limits, Roster
 from codegen.farm.tracker import status
-from codegen.library_timing import Contender, Samples
+from codegen.library_timing import Contender, Samples, read_samples, write_feeds
 from codegen.tune.device import Device
 from codegen.tune.measuring import Job, Timing
 from codegen.tune.statistics import summary
@@ -58,7 +56,7 @@ class FarmSummary:
         return [f"farm {self.tracker}, key {self.key}: {self.jobs} jobs, {tried}", *map(str, self.devices)]
 
 
-class FarmMeasurer:
+class FarmMeasurer(Closing):
     """Builds kernels here and times them on the devices that the tracker at ``host``:``port`` has under ``key``.
 
     All devices of a key are taken for equal to ``device``. One that dies, hangs or lies is given up, its jobs go to
@@ -141,12 +139,7 @@ class FarmMeasurer:
             raise UsageError(f"devices of this farm run {self.device.threads} threads, they cannot time {threads}")
         self._prepare()
         given, made = Path(self._folder.name) / "inputs.npz", Path(self._folder.name) / "made.npz"
-        arrays = {
-            f"{index}/{i}": np.asarray(value)
-            for index, contender in enumerate(contenders)
-            for i, value in enumerate(contender.feeds.values())
-        }
-        np.savez(given, allow_pickle=False, **arrays)
+        write_feeds(given, contenders)
         request = {
             "libraries": [str(contender.path.absolute()) for contender in contenders],
             "inputs": [len(contender.feeds) for contender in contenders],
@@ -162,15 +155,7 @@ class FarmMeasurer:
             self._failed += 1
             raise FarmError(f"the networks were not measured: {outcome.error}")
         self.network_device = outcome.where
-        with np.load(made, allow_pickle=False) as archive:
-            return [
-                Samples(
-                    contender.name,
-                    archive[f"{index}/seconds"],
-                    tuple(archive[f"{index}/{i}"] for i in range(outcome.answer["outputs"][index])),
-                )
-                for index, contender in enumerate(contenders)
-            ]
+        return read_samples(made, contenders, outcome.answer["outputs"])
 
     def summary(self) -> FarmSummary:
         pool = self._pool
@@ -182,14 +167,6 @@ class FarmMeasurer:
         """Ends every process that was started here, and gives the devices back with that."""
         self._pool.close()
         self._folder.cleanup()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _prepare(self) -> None:
         """Builds the reference kernel, once."""

@@ -20,6 +20,9 @@ from math import ceil, comb
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+CONFIDENCE = 0.95
+"""Of the intervals that results are judged by and reported with."""
+
 LEAST_BLOCKS = 6
 """Fewer pairs give no interval of 95 %: the widest, from the least to the largest ratio, holds 1 - 2^(1 - pairs)."""
 
