@@ -10,9 +10,9 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from codegen.closing import Closing
 from passes.errors import InputError
 
 VERSION = "3.0.0"
@@ -53,7 +53,7 @@ def make_environment(folder: Path, index_options: Sequence[str] = ()) -> Path:
     return python
 
 
-class ScaleSim:
+class ScaleSim(Closing):
     """A process of SCALE-Sim, asked for one layer at a time; a context manager."""
 
     def __init__(self, python: Path) -> None:
@@ -102,11 +102,3 @@ class ScaleSim:
         for stream in (self._process.stdin, self._process.stdout, self._log):
             if stream is not None:
                 stream.close()
-
-    def __enter__(self) -> ScaleSim:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -11,9 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import FrameType, TracebackType
-from typing import Any, Self
+from types import FrameType
+from typing import Any
 
+from codegen.closing import Closing
 from codegen.farm.address import FIRST_PORT, LOOPBACK, Address, FarmError, is_loopback
 from codegen.farm.process import RUNTIME_ONLY, ChildProcess
 from codegen.farm.tracker import status
@@ -42,7 +43,7 @@ class Server:
     restarts: int = 0
 
 
-class Farm:
+class Farm(Closing):
     """A tracker, unless ``tracker`` names one that is there already, and the devices that have joined it.
 
     ``host``: the address of this machine to listen on. ``port``: the tracker's; None for the first free one from 9190
@@ -119,14 +120,6 @@ class Farm:
         self._process = None
         self._folder.cleanup()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _start(self, module: str, request: Mapping[str, Any], environment: Mapping[str, str]) -> ChildProcess:
         variables = {**RUNTIME_ONLY, "TMPDIR": self._folder.name, **environment}
         return ChildProcess(module, json.dumps(dict(request)), variables)
@@ -192,9 +185,7 @@ class _ended_by_signals:
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._set)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

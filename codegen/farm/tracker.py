@@ -12,9 +12,9 @@ import struct
 import time
 from collections import Counter
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from codegen.closing import Closing
 from codegen.farm.address import Address, FarmError, family
 
 _MAGIC = struct.pack("<i", 0x2F271)
@@ -56,7 +56,7 @@ class FarmStatus:
         return next((group for group in self.groups if group.key == key), DeviceGroup(key, (), 0, 0))
 
 
-class TrackerConnection:
+class TrackerConnection(Closing):
     """One connection to a tracker. FarmError where nothing, or something else, answers within ``timeout_s``."""
 
     def __init__(self, address: Address, timeout_s: float) -> None:
@@ -120,14 +120,6 @@ class TrackerConnection:
 
     def close(self) -> None:
         self._socket.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _send(self, message: list[Any]) -> None:
         text = json.dumps(message).encode()

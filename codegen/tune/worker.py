@@ -22,6 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
+from codegen.closing import Closing
 from codegen.tune.device import Device
 from codegen.tune.measuring import Job, Timing
 from codegen.tune.statistics import summary
@@ -33,7 +34,7 @@ _MEASURING_LIMIT_S = 2.0
 _LONGEST_LINE_BYTES = 1 << 24
 
 
-class LocalMeasurer:
+class LocalMeasurer(Closing):
     """A :class:`codegen.tune.measuring.Measurer` of this host. Close it, or use it as a context manager.
 
     ``processes`` of ``module`` build, one of them measures at a time, on the last ``device.threads`` of the cores that
@@ -58,12 +59,6 @@ class LocalMeasurer:
         self._measuring = cores[-device.threads :]
         self._building = cores[: -device.threads] or cores
         self._children: list[_Child] = []
-
-    def __enter__(self) -> LocalMeasurer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         for child in self._children:
