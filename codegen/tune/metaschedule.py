@@ -13,7 +13,7 @@ from dataclasses import asdict
 
 from codegen.farm.process import ChildProcess
 from codegen.tune.device import Device
-from codegen.tune.proposals import Space
+from codegen.tune.proposals import Space, SpaceProposer
 from codegen.tune.record import Record
 from codegen.tune.schedule import Schedule
 from codegen.tune.workload import Workload
@@ -23,7 +23,7 @@ _AT_ONCE = 8
 _DRAW_S = 300.0
 
 
-class MetaScheduleProposer:
+class MetaScheduleProposer(SpaceProposer):
     """:class:`codegen.tune.proposals.Proposer`: the templates' default first, then traces of MetaSchedule's space.
 
     With ``evolutionary`` a batch of traces descends from the fastest that were known when it was drawn. Raises
@@ -31,16 +31,11 @@ class MetaScheduleProposer:
     """
 
     def __init__(self, device: Device, space: Space, *, evolutionary: bool = False, seed: int = 0) -> None:
+        super().__init__(device, space, seed)
         self.name = "evolutionary" if evolutionary else "metaschedule"
-        self._device = device
-        self._space = space
         self._setup = json.dumps({"device": asdict(device), "evolutionary": evolutionary})
-        self._seed = seed
         self._child: ChildProcess | None = None
         self._drawn: dict[Workload, list[Schedule]] = {}
-
-    def default(self, workload: Workload) -> Schedule:
-        return self._space.default(workload, self._device)
 
     def propose(
         self, workload: Workload, known: Sequence[Record], neighbours: Sequence[Record], count: int

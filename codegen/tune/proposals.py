@@ -52,7 +52,22 @@ class Proposer(Protocol):
     def close(self) -> None: ...
 
 
-class TemplateProposer:
+class SpaceProposer:
+    """Proposes schedules of ``space``, of which the default is the first one."""
+
+    def __init__(self, device: Device, space: Space, seed: int) -> None:
+        self._device = device
+        self._space = space
+        self._seed = seed
+
+    def default(self, workload: Workload) -> Schedule:
+        return self._space.default(workload, self._device)
+
+    def close(self) -> None:
+        pass
+
+
+class TemplateProposer(SpaceProposer):
     """Of our own templates: the default, the neighbours' best, the space's head, then around the best and at random.
 
     Of three proposals behind the head one is the next of the space, one the nearest to the best so far (by the number
@@ -62,14 +77,9 @@ class TemplateProposer:
     name = "templates"
 
     def __init__(self, device: Device, space: Space, *, seed: int = 0, head: int = 4) -> None:
-        self._device = device
-        self._space = space
-        self._seed = seed
+        super().__init__(device, space, seed)
         self._head = head
         self._spaces: dict[Workload, list[Schedule]] = {}
-
-    def default(self, workload: Workload) -> Schedule:
-        return self._space.default(workload, self._device)
 
     def propose(
         self, workload: Workload, known: Sequence[Record], neighbours: Sequence[Record], count: int
@@ -102,9 +112,6 @@ class TemplateProposer:
             tried.add(chosen)
             found.append(chosen)
         return found
-
-    def close(self) -> None:
-        pass
 
     def _adapted(self, workload: Workload, neighbours: Sequence[Record]) -> list[Schedule]:
         made = (
