@@ -65,9 +65,8 @@ class CpuLatency:
         self.device, self.margin = device, margin
         self._trials = trials
         self._weight_file_bytes = weight_file_bytes
-        self._predictor = Predictor(device)
+        self._predictor: Predictor | None = None
         self._prices: dict[StageWork, tuple[float, float, Kind]] = {}
-        self._learn()
 
     def chains(self, works: Sequence[tuple[StageWork, ...]]) -> list[Cost]:
         """Cost of each chain: measured where each of its stages was, estimated otherwise."""
@@ -122,12 +121,14 @@ class CpuLatency:
             self._learn()
         return made > 0
 
-    def _learn(self) -> None:
+    def _learn(self) -> Predictor:
         measured = {} if self._trials is None else self._trials.measured()
         self._predictor = Predictor.of(self.device, [w.work for w in measured], list(measured.values()))
         self._prices.clear()
+        return self._predictor
 
     def _price(self, stages: Sequence[StageWork]) -> None:
+        predictor = self._learn() if self._predictor is None else self._predictor
         new = list(dict.fromkeys(key for stage in stages if (key := _key(stage)) not in self._prices))
         guessed = []
         for stage in new:
@@ -136,7 +137,7 @@ class CpuLatency:
                 guessed.append(stage)
             else:
                 self._prices[stage] = (best, 0.0, Kind.MEASURED)
-        for stage, seconds, deviation in zip(guessed, *self._predictor.predict(guessed), strict=True):
+        for stage, seconds, deviation in zip(guessed, *predictor.predict(guessed), strict=True):
             self._prices[stage] = (float(seconds), float(deviation), Kind.ESTIMATED)
 
     def _stage_cost(self, stage: StageWork) -> Cost:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from codegen.cpu_device import device_for, runs_here
 from codegen.cpu_emission import CpuEmitter
@@ -32,23 +32,27 @@ class CpuTarget:
 
     def make(self, written: str, options: Mapping[str, str]) -> Target:
         check_tvm()
-        device = device_for(options)
-        return cpu_target(written, device, TuningOptions())
+        # The user's database is opened when a price is asked for: a run may name another one.
+        return _target(written, device_for(options), TuningOptions(), lambda: Database(default_path()))
 
 
 def cpu_target(written: str, device: Device, options: TuningOptions) -> Target:
     """The target of ``device`` with the trials that ``options`` name.
 
     Trials are made here where the host runs the device's code, or on a farm where one is given; elsewhere prices are
-    those of the database and estimates, and nothing is measured.
+    those of the database and estimates, and nothing is measured. InputError for a database that cannot be used.
     """
+    database = Database(options.database or default_path())
+    return _target(written, device, options, lambda: database)
+
+
+def _target(written: str, device: Device, options: TuningOptions, open_database: Callable[[], Database]) -> Target:
     effort = TUNING_EFFORTS[options.effort]
     stopping = Stopping(options.trials or effort.trials)
-    database = Database(options.database or default_path())
     thorough = options.trials is not None or options.effort == "extensive"
-    trials = DeviceTrials(
-        database, device, measurer_of(device, options), TemplateProposer(device, spaces), stopping, thorough=thorough
-    )
+    measurer = measurer_of(device, options)
+    proposer = TemplateProposer(device, spaces)
+    trials = DeviceTrials(open_database, device, measurer, proposer, stopping, thorough=thorough)
     prices = CpuLatency(device, trials)
     emitter = CpuEmitter(device, prices, trials, here=runs_here(device))
     return Target(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 from codegen.cpu_device import runs_here
 from codegen.events import Events
@@ -33,7 +33,7 @@ class Tally:
 
 
 class DeviceTrials:
-    """:class:`codegen.cpu_latency.Trials` of ``device`` in ``database``.
+    """:class:`codegen.cpu_latency.Trials` of ``device`` in the database that ``open_database`` opens when it is needed.
 
     ``measurer`` is called when the first trial is to be made, None where nothing can be measured. ``thorough``: a
     workload that has fewer trials than ``stopping`` asks for is taken up again; otherwise one that was tuned before
@@ -42,7 +42,7 @@ class DeviceTrials:
 
     def __init__(
         self,
-        database: Database,
+        open_database: Callable[[], Database],
         device: Device,
         measurer: Callable[[], Measurer] | None,
         proposer: Proposer,
@@ -50,13 +50,19 @@ class DeviceTrials:
         *,
         thorough: bool = False,
     ) -> None:
-        self.database, self.device = database, device
+        self.device = device
+        self._open_database = open_database
         self._make_measurer, self._proposer, self._stopping = measurer, proposer, stopping
         self._measurer: Measurer | None = None
         self._enough = stopping.trials if thorough else min(_ENOUGH, stopping.trials)
         self._asked: set[Workload] = set()
         self._tuned: set[Workload] = set()
         self._made, self._failed = 0, 0
+
+    @cached_property
+    def database(self) -> Database:
+        """InputError where it cannot be used."""
+        return self._open_database()
 
     def best_s(self, workload: Workload) -> float | None:
         best = self.database.best(workload, self.device)

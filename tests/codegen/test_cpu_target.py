@@ -16,10 +16,11 @@ from codegen.events import QuietEvents
 from codegen.report.build import validate
 from codegen.runner.library import Library
 from codegen.target import parse_target
+from codegen.tune.database import default_path
 from codegen.tune.options import TuningOptions
 from passes.core.cost import Kind, StageWork
 from passes.core.site import Geometry
-from passes.errors import UsageError
+from passes.errors import InputError, UsageError
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits.onnx"
 CONV = StageWork(Geometry((3, 3), pads=(1, 1, 1, 1)), 16, 32, (16, 16))
@@ -35,6 +36,20 @@ def test_this_host_is_described_in_full(tmp_path: Path) -> None:
     assert target.spec["threads"] == 1 and target.spec["target"]["kind"] == "llvm" and target.spec["model"]
     assert "tuning" in target.versions
     json.dumps(target.spec)
+
+
+def test_the_user_s_database_is_not_touched_where_another_one_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    default_path().parent.mkdir()
+    default_path().write_text("no database\n")
+    plain = parse_target("cpu")
+    (cost,) = plain.under(TuningOptions(database=tmp_path / "tune.jsonl")).latency.chains([(CONV,)])
+    assert cost.latency > 0
+    for opened in (lambda: plain.latency.chains([(CONV,)]), lambda: plain.under(TuningOptions())):
+        with pytest.raises(InputError, match=r"tune\.jsonl"):
+            opened()
 
 
 def test_nothing_tells_the_energy(tmp_path: Path) -> None:
@@ -101,7 +116,9 @@ def test_the_binary_is_tuned_timed_and_what_ships(tmp_path: Path) -> None:
     assert budget["value"] == report["result"]["latency"]["value"] == rewritten["seconds"]
     assert budget["kind"] == "measured" and budget["limit"] == pytest.approx(0.85 * dense["seconds"], rel=1e-9)
     assert budget["met"] == (not result.missed) == (budget["value"] <= budget["limit"])
-    assert rewritten["low"] <= rewritten["ratio"] <= rewritten["high"] < 1
+    assert rewritten["low"] <= rewritten["ratio"] <= rewritten["high"]
+    # On a machine that is too busy to show the gain the input is kept, and a warning says so.
+    assert rewritten["high"] < 1 or any("the input is kept" in text for text in report["warnings"])
     assert len(references) == 2 and all(c["seconds"] > 0 for c in measured["contenders"])
     assert measured["trials"] > 0 and measured["untuned"] == []
     assert {layer["kind"] for layer in report["layers"] if layer["kind"] is not None} == {"measured"}
