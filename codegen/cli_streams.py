@@ -93,7 +93,9 @@ def present(
 def own_stdout(quiet: bool) -> Iterator[TextIO]:
     """The real stdout as a stream; meanwhile descriptor 1 leads to stderr (with ``quiet``, nowhere).
 
-    Native libraries print to descriptor 1 (HiGHS does), which must not end up between results.
+    Native libraries print to descriptor 1, which must not end up between results. HiGHS 1.12 does, whatever its
+    options say: a line of its source code when a solution of the presolved problem has to be repaired for the original
+    one (ERGO-Code/HiGHS, issue 2783).
     """
     sys.stdout.flush()
     real = os.dup(1)
