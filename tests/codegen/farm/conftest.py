@@ -89,7 +89,7 @@ def gone() -> Callable[[set[int]], bool]:
     """True once no process of the groups is left; the kernel may take a moment."""
 
     def check(groups: set[int]) -> bool:
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while processes(groups) and time.monotonic() < until:
             time.sleep(0.05)
         return not processes(groups)

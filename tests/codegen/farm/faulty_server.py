@@ -8,10 +8,12 @@ device.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,11 @@ from codegen.farm import server_child
 
 _WRONG = """
 #include <dlfcn.h>
+#include <stdlib.h>
 #include <tvm/ffi/c_api.h>
 typedef int (*Kernel)(void*, const TVMFFIAny*, int32_t, TVMFFIAny*);
 extern "C" int __tvm_ffi_kernel(void* self, const TVMFFIAny* args, int32_t count, TVMFFIAny* result) {
-  Kernel real = (Kernel)dlsym(dlopen(REAL, RTLD_NOW), "__tvm_ffi_kernel");
+  static Kernel real = (Kernel)dlsym(dlopen(getenv("FARM_REAL"), RTLD_NOW), "__tvm_ffi_kernel");
   int code = real(self, args, count, result);
   const TVMFFIAny& last = args[count - 1];
   bool object = last.type_index == kTVMFFITensor;
@@ -43,8 +46,8 @@ def main(text: str) -> None:
 
     fault, _, amount = os.environ["FARM_FAULT"].partition("=")
     if fault == "outputs":
-        load = server._load_module
-        server._load_module = lambda path: _wrong(load, path)
+        load, library = server._load_module, _compiled()
+        server._load_module = lambda path: _wrong(load, path, library)
     else:
         timing = tvm_ffi.get_global_func("runtime.RPCTimeEvaluator")
         made: list[int] = []
@@ -74,16 +77,23 @@ def _timed(blob: Any, fault: str, amount: float, calls: int) -> bytes:
     return data
 
 
-def _wrong(load: Any, path: str) -> Any:
+def _compiled() -> Path:
+    """Before the device serves: a look at it has a deadline."""
     import tvm_ffi
 
-    real = load(path)
-    source, library = Path(path).with_suffix(".wrong.cc"), Path(path).with_suffix(".wrong.so")
-    source.write_text(_WRONG.replace("REAL", f'"{path}"'))
+    folder = Path(tempfile.mkdtemp())  # in the farm's own folder
+    source, library = folder / "wrong.cc", folder / "wrong.so"
+    source.write_text(_WRONG)
     paths = [f"-I{folder}" for folder in tvm_ffi.libinfo.include_paths()]
     subprocess.run(["g++", "-shared", "-fPIC", *paths, str(source), "-o", str(library), "-ldl"], check=True)
-    _kept.append(real)
-    return load(str(library))
+    return library
+
+
+def _wrong(load: Any, path: str, library: Path) -> Any:
+    """What is loaded last is what is called next: its first call finds the real one in the environment."""
+    os.environ["FARM_REAL"] = path
+    _kept.append(load(path))
+    return load(str(shutil.copy(library, Path(path).with_suffix(".wrong.so"))))
 
 
 _kept: list[Any] = []

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,8 @@ from passes.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[3]
 FAULTY = "tests.codegen.farm.faulty_server"
-RULES = Rules(deadline_s=10.0, patience_s=3.0)
+RULES = Rules(deadline_s=30.0, lease_s=120.0, patience_s=60.0)
+"""Nothing takes that long, not on a busy machine either; tests of what does have rules of their own."""
 
 
 @pytest.fixture
@@ -64,6 +65,21 @@ def measurer(
     assert sys.platform != "linux" or gone(groups)
 
 
+def measured_until(condition: Callable[[], object], measurer: FarmMeasurer, jobs: list[Job]) -> list[Timing]:
+    """Measures the jobs again and again until ``condition`` is met; all timings, of which none has an error.
+
+    Which device is ready first, and how many of the jobs the others get, is not said.
+    """
+    timings: list[Timing] = []
+    until = time.monotonic() + 200
+    while not condition() and time.monotonic() < until:
+        found = list(measurer.measure(jobs))
+        assert answered_once(found, jobs)
+        assert [timing.error for timing in found] == [""] * len(jobs)
+        timings += found
+    return timings
+
+
 def faulty(farm: Farm, fault: str) -> Server:
     return farm.add_server("lab", module=FAULTY, environment={"FARM_FAULT": fault})
 
@@ -80,20 +96,19 @@ def test_two_devices_share_the_jobs(farm: Farm, measurer: Callable[..., FarmMeas
     names = {str(farm.add_server("lab").address) for _ in range(2)}
     farm.add_server("another")
     lab = measurer()
-    timings = list(lab.measure(jobs))
-    assert answered_once(timings, jobs)
+    timings = measured_until(lambda: {d.name for d in lab.summary().devices if d.jobs} == names, lab, jobs)
     assert {timing.where for timing in timings} == names
     assert all(t.seconds is not None and t.p10 is not None and t.median is not None for t in timings)
     assert all(0 < t.seconds <= t.p10 <= t.median for t in timings)  # type: ignore[operator]
     # 147456 multiply-adds: a core does 1 to 200 GFLOP/s of them
     assert all(1e-6 < t.seconds < 3e-4 for t in timings)  # type: ignore[operator]
     summary = lab.summary()
-    assert (summary.jobs, summary.failed) == (16, 0)
+    assert (summary.jobs, summary.failed) == (len(timings), 0)
     assert {device.name: device.dropped for device in summary.devices} == dict.fromkeys(names, "")
-    assert sum(device.jobs for device in summary.devices) == 16
+    assert sum(device.jobs for device in summary.devices) == len(timings)
     assert json.loads(json.dumps(summary.to_json()))["key"] == "lab"
     farm_line, *device_lines = summary.lines()
-    assert farm_line == f"farm {farm.tracker}, key lab: 16 jobs, 0 without a time, 0 tried again"
+    assert farm_line == f"farm {farm.tracker}, key lab: {len(timings)} jobs, 0 without a time, 0 tried again"
     assert all("jobs, the reference kernel takes " in line for line in device_lines)
     assert list(lab.measure([])) == []
 
@@ -101,15 +116,14 @@ def test_two_devices_share_the_jobs(farm: Farm, measurer: Callable[..., FarmMeas
 def test_a_device_killed_in_mid_run_loses_no_job(
     farm: Farm, measurer: Callable[..., FarmMeasurer], jobs: list[Job]
 ) -> None:
-    """It dies in its third timing of a job: two jobs have been timed by then, and wait for its second look."""
-    good, dying = farm.add_server("lab"), faulty(farm, "die=7")
+    """It dies after two jobs of a session, which wait for its second look then, in that look or in a third job."""
+    farm.add_server("lab")
+    dying = faulty(farm, "die=7")
     lab = measurer()
-    timings = list(lab.measure(jobs))
-    assert answered_once(timings, jobs)
-    assert [timing.error for timing in timings] == [""] * 16
-    assert {timing.where for timing in timings} == {str(good.address)}
-    assert report(lab, dying).failures == 1 and report(lab, dying).jobs == 0
-    assert lab.summary().retries == 3
+    timings = measured_until(dying.process.ended, lab, jobs)
+    assert report(lab, dying).failures == 1
+    assert report(lab, dying).jobs == sum(timing.where == str(dying.address) for timing in timings)
+    assert lab.summary().retries in (2, 3)
     assert dying.process.ended() == "crashed (SIGKILL)"
 
 
@@ -126,7 +140,7 @@ def test_lying_devices_are_dropped_with_figures(
     }
     said: list[str] = []
     lab = measurer(tell=said.append)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 200
     while len(said) < 3 and time.monotonic() < until:
         timings = list(lab.measure(jobs))
         assert answered_once(timings, jobs)
@@ -143,7 +157,7 @@ def test_a_device_unlike_the_other_of_its_key_is_dropped(
 ) -> None:
     good, slow = farm.add_server("lab"), faulty(farm, "slow=4")
     lab = measurer()
-    until = time.monotonic() + 60
+    until = time.monotonic() + 200
     where: set[str] = set()
     while not any(device.dropped for device in lab.summary().devices) and time.monotonic() < until:
         timings = list(lab.measure(jobs))
@@ -157,12 +171,11 @@ def test_a_job_that_hangs_is_given_to_another_device(
     farm: Farm, measurer: Callable[..., FarmMeasurer], jobs: list[Job]
 ) -> None:
     good, hanging = farm.add_server("lab"), faulty(farm, "hang=3")
-    lab = measurer(Rules(deadline_s=3.0, patience_s=20.0))
-    timings = list(lab.measure(jobs))
-    assert answered_once(timings, jobs)
-    assert [timing.error for timing in timings] == [""] * 16
+    lab = measurer(Rules(deadline_s=6.0, patience_s=60.0))
+    failed = str(hanging.address)
+    timings = measured_until(lambda: any(d.name == failed and d.failures for d in lab.summary().devices), lab, jobs)
     assert {timing.where for timing in timings} == {str(good.address)}
-    assert report(lab, hanging).failed == "a job took longer than 3 s"
+    assert report(lab, hanging).failed == "a job took longer than 6 s"
     assert lab.summary().retries == 1
 
 
@@ -172,9 +185,9 @@ def test_a_device_that_hangs_is_back_when_its_lease_is_over(
 ) -> None:
     """Nobody can stop a kernel from here: the device ends the session, and whoever asked it goes on waiting."""
     hanging = faulty(farm, "hang=3")
-    lab = measurer(Rules(tries=2, deadline_s=3.0, lease_s=7.0, patience_s=30.0))
+    lab = measurer(Rules(tries=2, deadline_s=6.0, lease_s=13.0, patience_s=60.0))
     timings = list(lab.measure(jobs[:1]))
-    assert timings[0].error == f"failed 2 times, {2 * f'{hanging.address}: a job took longer than 3 s; '}".rstrip("; ")
+    assert timings[0].error == f"failed 2 times, {2 * f'{hanging.address}: a job took longer than 6 s; '}".rstrip("; ")
     assert report(lab, hanging).dropped == ""
 
 
@@ -197,7 +210,7 @@ def test_a_job_that_fails_everywhere_is_answered_with_its_error(
 ) -> None:
     """No session gets beyond its first job."""
     faulty(farm, "crash=3")
-    timings = list(measurer(Rules(tries=2, deadline_s=10.0)).measure(jobs[:1]))
+    timings = list(measurer(replace(RULES, tries=2)).measure(jobs[:1]))
     assert timings[0].seconds is None
     assert timings[0].error.startswith("failed 2 times, 127.0.0.1:")
     assert timings[0].error.count("the session broke off") == 2
@@ -207,13 +220,13 @@ def test_without_any_device_left_the_error_names_them(
     farm: Farm, measurer: Callable[..., FarmMeasurer], jobs: list[Job]
 ) -> None:
     dying = faulty(farm, "die=7")
-    lab = measurer()
+    lab = measurer(replace(RULES, patience_s=5.0))
     timings = []
     with pytest.raises(FarmError) as error:
         for timing in lab.measure(jobs):
             timings.append(timing)
     assert str(error.value) == (
-        f"no device of key 'lab' at {farm.tracker} is left, and none came back in 3 s "
+        f"no device of key 'lab' at {farm.tracker} is left, and none came back in 5 s "
         f"({dying.address}: the session broke off); 16 of the jobs are not measured"
     )
     # the same jobs go on where it stopped, as soon as there is a device again
@@ -337,9 +350,9 @@ def test_kernels_are_built_for_the_devices_processor(
 def test_limits_decide_what_is_a_lie(farm: Farm, measurer: Callable[..., FarmMeasurer], jobs: list[Job]) -> None:
     """A device that reports half of its times took twice as long by the clock here."""
     faulty(farm, "times=0.5")
-    lax = measurer(limits=Limits(clock=3.0))
+    lax = measurer(limits=Limits(clock=5.0))
     assert [timing.error for timing in lax.measure(jobs[:2])] == ["", ""]
-    strict = measurer(Rules(patience_s=1.0), limits=Limits(clock=1.5))
+    strict = measurer(replace(RULES, patience_s=5.0), limits=Limits(clock=1.5))
     with pytest.raises(FarmError, match="its times are wrong"):
         list(strict.measure(jobs[:2]))
 
@@ -372,7 +385,7 @@ def test_networks_take_turns_on_one_device(farm: Farm, measurer: Callable[..., F
     assert lab.network_device == str(farm.servers[0].address)
     # here and on the device, it is the same processor
     (here,) = time_together(contenders[1:], blocks=4, calls=20)
-    assert 1 / 3 < here.seconds.min() / wide.seconds.min() < 3
+    assert 1 / 10 < here.seconds.min() / wide.seconds.min() < 10
 
     missing = tmp_path / "missing.so"
     missing.write_bytes(b"nothing that can be loaded")
