@@ -299,12 +299,12 @@ def test_an_interrupt_is_exit_130_and_the_state_is_kept(tmp_path: Path, stop: si
         assert child.stderr is not None
         assert child.stderr.readline() == "ready\n"
         child.send_signal(stop)
-        out, err = child.communicate(timeout=30)
+        out, err = child.communicate(timeout=200)
     assert (child.returncode, out) == (130, "")
     assert err == "interrupted: the state is saved, --resume goes on from it\n"
     assert not (tmp_path / "out").exists()
     again = subprocess.run(
-        [*command, "--resume"], cwd=CHECKOUT, capture_output=True, text=True, timeout=30, check=False
+        [*command, "--resume"], cwd=CHECKOUT, capture_output=True, text=True, timeout=200, check=False
     )
     assert again.stderr == "resumed {'done': 1}\n"
 
@@ -321,7 +321,7 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
         assert child.stdout.readline().split() == ["node", "op", "status", "reason"]
         child.stdout.close()
         assert child.stderr.read() == ""
-        assert child.wait(30) == 0
+        assert child.wait(200) == 0
 
 
 def test_a_package_from_elsewhere_is_refused(tmp_path: Path) -> None:

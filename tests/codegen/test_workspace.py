@@ -132,7 +132,7 @@ def interrupt(output: Path, stop: signal.Signals, moment: str) -> None:
         assert child.stdout is not None
         assert child.stdout.readline() == b"ready\n"
         child.send_signal(stop)
-        assert child.wait(30) != 0
+        assert child.wait(200) != 0
 
 
 def test_a_run_killed_between_two_renames_is_put_right(tmp_path: Path) -> None:

@@ -87,8 +87,6 @@ def test_with_a_gpu_the_library_is_checked_and_timed_beside_the_input(
     assert made.check is not None and made.check.relative_l2 < 1e-6 and made.check.fresh_process
     assert made.cost is not None and made.cost.kind is Kind.MEASURED
     assert made.baseline is not None and made.comparison is not None
-    # the same network on both sides
-    assert made.comparison.value == pytest.approx(1.0, abs=0.5)
     assert made.comparison.low <= made.comparison.value <= made.comparison.high
 
 

@@ -166,7 +166,8 @@ def test_fast_kernels_are_called_more_often(path: Path) -> None:
 def test_a_killed_run_goes_on_where_it_was(path: Path, tmp_path: Path) -> None:
     """kill -9 five times at any moment: every trial but the one in work is kept, and none that is kept is repeated."""
     log = tmp_path / "log"
-    command = [sys.executable, str(HERE / "tuning.py"), str(path), str(log), "6", "12"]
+    # The kills are behind some 60 trials: far enough from the end for one that comes late on a busy machine.
+    command = [sys.executable, str(HERE / "tuning.py"), str(path), str(log), "6", "36"]
     environment = {**os.environ, "PYTHONPATH": str(HERE.parents[2])}
     moments = random.Random(6)
     for kill in range(6):
@@ -174,7 +175,7 @@ def test_a_killed_run_goes_on_where_it_was(path: Path, tmp_path: Path) -> None:
         run = subprocess.Popen(command, env=environment)
         if kill < 5:
             goal = before + moments.randint(3, 12)
-            end = time.monotonic() + 60
+            end = time.monotonic() + 200
             while not log.exists() or len(log.read_text().splitlines()) < goal:
                 assert time.monotonic() < end and run.poll() is None
                 time.sleep(0.001)
@@ -186,10 +187,10 @@ def test_a_killed_run_goes_on_where_it_was(path: Path, tmp_path: Path) -> None:
         kept = Database(path, "1", warn=heard.append).records()
         assert len(asked) - len(kept) <= kill + 1  # those in work when it was killed
         assert heard == [] or "unfinished" in heard[0]
-    assert len(kept) == 72
+    assert len(kept) == 216
     repeated = Counter(asked)
     assert len(asked) - len(repeated) <= 5 and max(repeated.values()) <= 2  # in work when it was killed
-    assert set(Counter(record.workload for record in kept).values()) == {12}
+    assert set(Counter(record.workload for record in kept).values()) == {36}
 
 
 def test_two_processes_tune_into_one_database(path: Path, tmp_path: Path) -> None:
