@@ -15,10 +15,10 @@ from codegen.events import Events
 from codegen.report.build import BinaryCheck
 from codegen.report.measurement import MeasurementReport
 from codegen.report.program import ProgramReport
-from codegen.tune.statistics import Ratio
+from codegen.tune.statistics import Ratio, summary
 from codegen.tvm_build import Binary, NoBinary, build
-from codegen.tvm_check import check_binary
-from passes.core.cost import Cost
+from codegen.tvm_check import Difference, check_binary
+from passes.core.cost import Cost, Kind
 from passes.errors import VerificationError
 from passes.graph import TensorSpec
 
@@ -95,6 +95,25 @@ def as_emitted(priced: Cost, emitted: Cost | None) -> Cost:
     )
 
 
+def checked(binary: Binary, found: Difference, library: str = LIBRARY) -> BinaryCheck:
+    """What is reported of ``found``, how far the outputs of ``binary`` are from those of model.onnx in onnxruntime.
+
+    VerificationError, which calls it ``library``, where that is more than another order of summation explains.
+    """
+    limit = COARSE_RELATIVE_L2 if binary.coarse else RELATIVE_L2
+    if not found.within(limit, MAX_ABS):
+        raise VerificationError(
+            f"{library} differs from model.onnx in onnxruntime by {found.relative_l2:.2g} (relative L2), "
+            f"at most {limit:g} was expected"
+        )
+    return BinaryCheck(found.relative_l2, found.max_abs, found.samples, dict(binary.bound))
+
+
+def measured(seconds: NDArray[np.float64]) -> Cost:
+    """The latency of what took ``seconds`` in single calls."""
+    return Cost(latency=summary(seconds.ravel().tolist()).seconds, unit="s", kind=Kind.MEASURED)
+
+
 def emit_host_library(request: EmissionRequest, library: str = LIBRARY) -> Emission:
     """Compiles the model to ``library`` for the host, runs it in a fresh process and compares it with onnxruntime.
 
@@ -108,19 +127,13 @@ def emit_host_library(request: EmissionRequest, library: str = LIBRARY) -> Emiss
         events.warning(f"no {library}: {binary.reason}")
         return Emission({"binary": None})
     with events.stage("check the binary"):
-        limit = COARSE_RELATIVE_L2 if binary.coarse else RELATIVE_L2
         try:
             feeds = fitting(binary, request.samples)
-            found = check_binary(binary, request.model, feeds)
-            if not found.within(limit, MAX_ABS):
-                raise VerificationError(
-                    f"{library} differs from model.onnx in onnxruntime by {found.relative_l2:.2g} (relative L2)"
-                )
+            check = checked(binary, check_binary(binary, request.model, feeds), library)
         except VerificationError as error:
             binary.library.unlink(missing_ok=True)
             events.warning(f"no {library}: {error}")
             return Emission({"binary": None})
-    check = BinaryCheck(found.relative_l2, found.max_abs, found.samples, dict(binary.bound))
     return Emission({"binary": library}, check)
 
 
