@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from codegen.bench.command import bench
-from codegen.cli_options import duration_s, json_target, shapes
+from codegen.cli_options import Debug, Quiet, Verbose, duration_s, json_target, shapes
 from codegen.cli_reproduce import reproduce
 from codegen.cli_run import run
 from codegen.cli_simulate import simulate
@@ -122,9 +122,9 @@ def lower(
     json_: Annotated[
         str | None, Option("--json", help="Also write the report to this file; - prints it alone on stdout.")
     ] = None,
-    verbose: Annotated[bool, Option("--verbose", "-v", help="Show notes as well.")] = False,
-    quiet: Annotated[bool, Option("--quiet", "-q", help="Say nothing but errors.")] = False,
-    debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Lower a network: low-rank chains within the budgets, a verified model.onnx, its binary and a report."""
     budgets = {"latency": latency, "energy": energy, "macs": macs, "params": params, "size": size}

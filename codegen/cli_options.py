@@ -1,12 +1,22 @@
-"""Option values that take reading: durations, shapes, where the JSON goes."""
+"""Options that several commands have, and values that take reading: durations, shapes, where the JSON goes."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from passes.errors import UsageError
+
+Json = Annotated[
+    str | None, typer.Option("--json", help="Also write the result to this file; - prints it alone on stdout.")
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show notes as well.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from codegen.cli_options import json_target
+from codegen.cli_options import Debug, Json, Quiet, json_target
 from codegen.cli_streams import DONE, check_json_target, events, guarded, own_stdout, present
 from passes.errors import UsageError
 
@@ -36,12 +36,10 @@ def reproduce(
     dense: Annotated[Path | None, Option(help="Start from this dense network (.onnx) instead of training one.")] = None,
     device: Annotated[str, Option(help="Where training runs: auto, cpu, cuda or cuda:N.")] = "auto",
     list_: Annotated[bool, Option("--list", help="Show the experiments, and do nothing else.")] = False,
-    json_: Annotated[
-        str | None, Option("--json", help="Also write the result to this file; - prints it alone on stdout.")
-    ] = None,
+    json_: Json = None,
     verbose: Annotated[bool, Option("--verbose", "-v", help="Show notes as well: a line for each epoch.")] = False,
-    quiet: Annotated[bool, Option("--quiet", "-q", help="Say nothing but errors.")] = False,
-    debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Re-run an experiment of the tables: train, lower, recover, evaluate. Called again, it goes on where it was."""
     if verbose and quiet:

@@ -8,7 +8,7 @@ from typing import Annotated, TextIO
 
 import typer
 
-from codegen.cli_options import json_target, shapes
+from codegen.cli_options import Debug, Json, Quiet, Verbose, json_target, shapes
 from codegen.cli_streams import DONE, check_json_target, events, guarded, own_stdout, present, write
 from passes.errors import UsageError
 
@@ -42,13 +42,11 @@ def simulate(
         Path | None, Option("--output", "-o", help="Folder for the report, its page, the program and its trace.")
     ] = None,
     force: Annotated[bool, Option("--force", help="Replace the result in the output folder.")] = False,
-    json_: Annotated[
-        str | None, Option("--json", help="Also write the result to this file; - prints it alone on stdout.")
-    ] = None,
+    json_: Json = None,
     csv: Annotated[Path | None, Option("--csv", help="Also write the layers to this file.")] = None,
-    verbose: Annotated[bool, Option("--verbose", "-v", help="Show notes as well.")] = False,
-    quiet: Annotated[bool, Option("--quiet", "-q", help="Say nothing but errors.")] = False,
-    debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Simulate a network as it is: cycles, stalls, DRAM bytes, energy and roofline by layer."""
     if verbose and quiet:

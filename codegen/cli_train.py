@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codegen.cli_options import json_target
+from codegen.cli_options import Debug, Quiet, Verbose, json_target
 from codegen.cli_streams import DONE, INTERRUPTED, check_json_target, guarded, own_stdout, present
 from passes.errors import UsageError
 
@@ -97,9 +97,9 @@ def train(
     json_: Annotated[
         str | None, Option("--json", help="Also write train.json to this file; - prints it alone on stdout.")
     ] = None,
-    verbose: Annotated[bool, Option("--verbose", "-v", help="Show notes as well.")] = False,
-    quiet: Annotated[bool, Option("--quiet", "-q", help="Say nothing but errors.")] = False,
-    debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Train a network from scratch: dense, or low-rank from the first step. Under torchrun processes share the work."""
     if verbose and quiet:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from codegen.cli_options import duration_s, json_target, shapes
+from codegen.cli_options import Debug, Json, Quiet, Verbose, duration_s, json_target, shapes
 from codegen.cli_streams import DONE, check_json_target, events, guarded, own_stdout, present
 from passes.errors import InputError, UsageError
 
@@ -53,12 +53,10 @@ def tune(
     port: Annotated[int | None, Option(min=0, max=65535, help="--serve: the tracker's port. [9190 or next]")] = None,
     servers: Annotated[int | None, Option(min=1, help="--serve: how many devices. [1]")] = None,
     seed: Annotated[int, Option(min=0, help="Seed of everything random.")] = 0,
-    json_: Annotated[
-        str | None, Option("--json", help="Also write the result to this file; - prints it alone on stdout.")
-    ] = None,
-    verbose: Annotated[bool, Option("--verbose", "-v", help="Show notes as well.")] = False,
-    quiet: Annotated[bool, Option("--quiet", "-q", help="Say nothing but errors.")] = False,
-    debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
+    json_: Json = None,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Tune the kernels of networks: schedules are tried on the device, and kept in a database for every later run."""
     from codegen.tune.database import default_path

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from codegen.bench import BUILTIN
-from codegen.cli_options import json_target
+from codegen.cli_options import Debug, Json, json_target
 from codegen.cli_streams import DONE, check_json_target, events, guarded, own_stdout, present
 from passes.errors import UsageError
 
@@ -63,11 +63,9 @@ def bench(
     reference: Annotated[Path | None, Option(help="validation: folder of SCALE-Sim's reports. [../shared/...]")] = None,
     repeats: Annotated[int | None, Option(min=1, help="asic-*: samples of each figure. [7]")] = None,
     seed: Annotated[int | None, Option(min=0, help="Seed of everything random. [0]")] = None,
-    json_: Annotated[
-        str | None, Option("--json", help="Also write the result to this file; - prints it alone on stdout.")
-    ] = None,
+    json_: Json = None,
     quiet: Annotated[bool, Option("--quiet", "-q", help="Show no progress.")] = False,
-    debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Run a benchmark: its tables on stdout, progress on stderr."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from codegen.cli_options import json_target, shapes
+from codegen.cli_options import Debug, Json, Quiet, json_target, shapes
 from codegen.cli_streams import DONE, check_json_target, guarded, own_stdout, present
 from passes.errors import UsageError
 
@@ -36,11 +36,9 @@ def run_library(
     ] = None,
     seed: Annotated[int, Option(min=0, help="Seed of random inputs.")] = 0,
     metadata: Annotated[bool, Option("--metadata", help="Only say what the library holds; runs nothing.")] = False,
-    json_: Annotated[
-        str | None, Option("--json", help="Also write the result to this file; - prints it alone on stdout.")
-    ] = None,
-    quiet: Annotated[bool, Option("--quiet", "-q", help="Say nothing but errors.")] = False,
-    debug: Annotated[bool, Option("--debug", help="Show the traceback of an error.")] = False,
+    json_: Json = None,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Run a compiled network with TVM's runtime alone, the compiler left out."""
 
