@@ -130,7 +130,10 @@ class TrainingSet:
 
 
 def generator(seed: int, *stream: int) -> torch.Generator:
-    """A generator for one purpose of a run: equal numbers give equal draws, different ones unrelated draws."""
+    """A generator for one purpose of a run: equal numbers give equal draws, different ones unrelated draws.
+
+    The first of ``stream`` is the purpose, which decides how many follow: zeros at the end make no difference.
+    """
     state = np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
 
