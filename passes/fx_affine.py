@@ -41,7 +41,8 @@ def affine_after(net: Network, spot: Spot) -> Following | None:
     node = net.only_reader(spot.target)
     if node is None:
         return None
-    name, nodes = torch_name(net, node), (node,)
+    name = torch_name(net, node)
+    nodes: tuple[fx.Node, ...] = (node,)
     try:
         if name in ("nativebatchnorm", "nativebatchnormlegitnotraining"):
             item = net.only_reader(node)

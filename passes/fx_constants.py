@@ -48,7 +48,7 @@ def _compute(net: Network, node: fx.Node, value_of: Callable[[fx.Node], Any]) ->
     if node.op == "get_attr":
         return net.attribute(str(node.target))
     args = fx.node.map_arg(node.args, value_of)
-    kwargs: dict[str, Any] = dict(fx.node.map_arg(node.kwargs, value_of))  # type: ignore[arg-type]
+    kwargs: dict[str, Any] = dict(fx.node.map_arg(node.kwargs, value_of))
     if node.op == "call_function":
         assert callable(node.target)
         return node.target(*args, **kwargs)
@@ -59,7 +59,7 @@ def _compute(net: Network, node: fx.Node, value_of: Callable[[fx.Node], Any]) ->
 
 def floats(tensor: torch.Tensor, what: str = "weight") -> Array:
     """The values of a tensor of floats, single or double; half precision is handed out in single. Shares memory."""
-    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+    if isinstance(tensor, nn.UninitializedParameter):
         raise Refusal(f"its {what} has no shape yet: run the module once on example inputs before it is traced")
     if type(tensor) not in (torch.Tensor, nn.Parameter):
         raise Refusal(f"its {what} is a {type(tensor).__name__}, not a plain tensor")

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from passes.core.site import Array, Chain, Geometry, Stage
-from passes.fx_network import TENSOR, Form, Network, tensors_of
+from passes.fx_network import Form, Network, tensors_of
 from passes.fx_sites import Spot
 from passes.training.layers import StageLayer
 
@@ -67,35 +68,23 @@ def _forms(spot: Spot, chain: Chain) -> list[Form]:
 def layer_of(stage: Stage, channel_axis: int, dtype: torch.dtype) -> nn.Module:
     """The stage as a module in inference mode: torch's own where it has one of that geometry, else a StageLayer."""
     g = stage.geometry
+    make: Any = None
+    options: tuple[Any, ...] = (g.kernel, g.strides, g.pads[: g.ndim])
     bias = stage.bias is not None
-    module: nn.Module
-    with torch.device("meta"):  # values follow
-        if g.ndim == 0 and g.groups == 1 and channel_axis == -1:
-            module = nn.Linear(stage.in_channels, stage.out_channels, bias)
-        elif 0 < g.ndim < 4 and _is_symmetric(g) and not g.transposed:
-            conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[g.ndim - 1]
-            channels = stage.in_channels, stage.out_channels
-            module = conv(
-                *channels,
-                g.kernel,
-                g.strides,
-                g.pads[: g.ndim],
-                g.dilations,
-                g.groups,
-                bias,  # type: ignore[arg-type]
-            )
-        elif 0 < g.ndim < 4 and _is_symmetric(g) and _pads_outside(g):
-            turned = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[g.ndim - 1]
-            channels, pads = (stage.in_channels, stage.out_channels), g.pads[: g.ndim]
-            module = turned(
-                *(*channels, g.kernel, g.strides, pads, g.output_padding, g.groups, bias, g.dilations)  # type: ignore[arg-type]
-            )
-        else:
-            module = nn.Module()
-    if not isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+    if g.ndim == 0 and g.groups == 1 and channel_axis == -1:
+        make, options = nn.Linear, (bias,)
+    elif 0 < g.ndim < 4 and _is_symmetric(g) and not g.transposed:
+        make = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[g.ndim - 1]
+        options = (*options, g.dilations, g.groups, bias)
+    elif 0 < g.ndim < 4 and _is_symmetric(g) and _pads_outside(g):
+        make = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[g.ndim - 1]
+        options = (*options, g.output_padding, g.groups, bias, g.dilations)
+    if make is None:
         return StageLayer(stage, channel_axis).to(dtype).eval()
+    module: nn.Module = make(stage.in_channels, stage.out_channels, *options, device="meta")  # values follow
     module.weight = nn.Parameter(_tensor(_as_torch_stores(stage), dtype))
-    module.bias = None if stage.bias is None else nn.Parameter(_tensor(stage.bias, dtype))
+    if stage.bias is not None:
+        module.bias = nn.Parameter(_tensor(stage.bias, dtype))
     return module.eval()
 
 
@@ -117,8 +106,3 @@ def _as_torch_stores(stage: Stage) -> Array:
 
 def _tensor(array: Array, dtype: torch.dtype) -> torch.Tensor:
     return torch.tensor(array, dtype=dtype)
-
-
-def rename(node: fx.Node, tensor: str) -> None:
-    """Lets a node write a tensor of another name."""
-    node.meta[TENSOR] = tensor

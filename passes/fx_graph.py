@@ -164,6 +164,11 @@ class FxGraph:
         emit(self._net, self._spot(site), chain)
         self._dirty = True
 
+    def renew(self, site: Site, stage: Stage) -> None:
+        """Puts a stage of other numbers, and of the site's structure, into its place under the site's name."""
+        emit(self._net, self._spot(site), Chain((stage,)), [site.name])
+        self._dirty = True
+
     def affines(self) -> tuple[Affine, ...]:
         """Affine nodes that could be folded into the site before them."""
         found = (fx_affine.affine_after(self._net, spot) for spot in self._scan()[0].values())
@@ -177,6 +182,16 @@ class FxGraph:
             raise KeyError(f"'{affine.node}' does not follow '{affine.site.name}' any more")
         emit(self._net, replace(spot, nodes=(*spot.nodes, *following.nodes)), Chain((stage,)), [affine.site.name])
         self._dirty = True
+
+    def constants_of(self, name: str) -> set[str]:
+        """Paths of the parameters and buffers that the node of that name reads, or its module holds."""
+        node = self._net.find(name)
+        paths = {str(read.target) for read in node.all_input_nodes if read.op == "get_attr"}
+        if node.op == "call_module":
+            module = self._net.called(node)
+            held = (*module.named_parameters(), *module.named_buffers())
+            paths |= {f"{node.target}.{path}" for path, _ in held}
+        return paths
 
     def adjacent(self) -> tuple[tuple[Site, Site], ...]:
         """Pairs of sites where the second is the only reader of the first's output and nothing lies between."""

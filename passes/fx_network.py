@@ -103,7 +103,7 @@ class Network:
 
     @property
     def output(self) -> fx.Node:
-        return next(node for node in reversed(self.graph.nodes) if node.op == "output")
+        return self.graph.output_node()
 
     def find(self, name: str) -> fx.Node:
         """The node of that label. KeyError if there is none."""

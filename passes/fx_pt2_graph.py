@@ -1,7 +1,7 @@
 """From the JSON of an exported program to a torch.fx GraphModule.
 
 Nothing that the file says is evaluated: names are checked to be names, operators are looked up in ATen's dispatcher by
-name, private ones and those that open files are refused, and the expressions of symbolic sizes are only compared as text.
+name, private ones and those that open files are refused, and the expressions of symbolic sizes are only compared.
 """
 
 from __future__ import annotations
@@ -273,8 +273,8 @@ class _Writer:
             if kind == "buffer_mutation":
                 buffer = content["buffer_name"]
                 raise self.refuse(
-                    f"the network changes its buffer '{buffer}'; only inference is supported: call eval() on the module "
-                    "before it is exported"
+                    f"the network changes its buffer '{buffer}'; only inference is supported: call eval() on the "
+                    "module before it is exported"
                 )
             if kind != "user_output":
                 raise self.refuse(f"it has an output of kind '{kind}', which is not supported")

@@ -1,4 +1,4 @@
-"""Shapes of every tensor of a torch.fx network, by a run on fake tensors, or on real ones where that is not possible."""
+"""Shapes of every tensor of a torch.fx network, by a run on fake tensors, or on real ones where that fails."""
 
 from __future__ import annotations
 

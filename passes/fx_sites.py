@@ -121,10 +121,10 @@ def _module(net: Network, node: fx.Node) -> _Layer:
         raise Refusal("it is called with an output size")
     source = next(iter((*node.args, *node.kwargs.values())))
     weight, bias = module.weight, module.bias
-    assert isinstance(weight, torch.Tensor)
+    assert isinstance(weight, torch.Tensor) and (bias is None or isinstance(bias, torch.Tensor))
     key = net.key_of(weight, f"{node.target}.weight")
     if isinstance(module, StageLayer):
-        stage = Stage(floats(module.weight), _bias(module.bias), module.geometry)
+        stage = Stage(floats(module.weight), _bias(bias), module.geometry)
         return _Layer(source, weight, key, stage, module.channel_axis)
     if isinstance(module, nn.Linear):
         return _Layer(source, weight, key, Stage(floats(weight), _bias(bias)), -1)
@@ -133,7 +133,9 @@ def _module(net: Network, node: fx.Node) -> _Layer:
         raise Refusal(f"it pads by '{module.padding_mode}'; only zeros can be padded in a chain")
     n = len(module.kernel_size)
     geometry = _geometry(
-        *(tuple(weight.shape[2:]), module.stride, module.padding, module.dilation, module.groups),
+        tuple(weight.shape[2:]),
+        (module.stride, module.padding, module.dilation),
+        module.groups,
         module.output_padding if kind in _TRANSPOSED else None,
     )
     assert geometry.ndim == n
@@ -154,7 +156,7 @@ def _convolution(net: Network, node: fx.Node, name: str) -> _Layer:
     kernel = tuple(weight.shape[2:])
     if n < 1:
         raise Refusal(f"its weight has {weight.ndim} dimensions")
-    geometry = _geometry(kernel, *numbers, int(given.get("groups", 1)), outer)
+    geometry = _geometry(kernel, (numbers[0], numbers[1], numbers[2]), int(given.get("groups", 1)), outer)
     return _Layer(given["input"], weight, key, _conv_stage(weight, _bias(bias), geometry), 1)
 
 
@@ -162,11 +164,11 @@ def _parts(value: Any) -> Sequence[Any]:
     return value if isinstance(value, tuple | list) else (value,)
 
 
-def _geometry(
-    kernel: tuple[int, ...], stride: Any, padding: Any, dilation: Any, groups: int, output_padding: Any
-) -> Geometry:
-    """``padding``: numbers, "same" or "valid"; ``output_padding`` None for what is not transposed."""
+def _geometry(kernel: tuple[int, ...], walk: tuple[Any, Any, Any], groups: int, output_padding: Any) -> Geometry:
+    """``walk``: stride, padding, dilation; padding may be "same" or "valid". ``output_padding`` None for what is not
+    transposed."""
     n = len(kernel)
+    stride, padding, dilation = walk
 
     def each(value: Any) -> tuple[int, ...]:
         numbers = tuple(int(v) for v in _parts(value))
