@@ -45,8 +45,8 @@ class Trainer:
     ``score`` judges the network on held-out samples, higher is better; without it, accuracy where there are labels
     and minus the objective where there are none, both in float32. Only the process that leads calls it.
     ``folder`` keeps the checkpoint, written after each epoch and every ``checkpoint_s`` seconds. A run that finds one
-    there goes on with it, and ends with the very weights it would have had (same machine, device and number of
-    processes). ``after_epoch`` may change the network (prune it, say) as long as parameters stay the same tensors and
+    there goes on with it, and ends with the very weights it would have had (on processors bit for bit, with the same
+    threads and number of processes; kernels of GPUs may add up in another order). ``after_epoch`` may change the network (prune it, say) as long as parameters stay the same tensors and
     what it does depends on the network and the epoch alone. ``keep_best``: the network ends with the weights of the
     epoch that scored best, the later one of equals; else with those of the last. ``on_step`` is called after each
     step, on a GPU after every twentieth: its loss has to be waited for. ``augment`` stands in for the options' one.
@@ -116,6 +116,8 @@ class _Loop:
         self.key = self._key() if trainer.folder is not None and self.group.leads else {}
         self.optimizer = _optimizer(self.module, self.options)
         self.mean = AveragedWeights(trainer.network, self.options.ema) if self.options.ema else None
+        if self.options.precision == "bf16" and not multiplies_bf16(device):
+            trainer.on_note(f"{device.type} has no products of bfloat16 in hardware: fp32 would be faster")
         self.loss_of: Callable[..., Tensor] = self.module
         if self.options.compile:
             self.loss_of = _Compiled(self.module, trainer.on_note)
