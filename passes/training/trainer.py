@@ -46,10 +46,11 @@ class Trainer:
     and minus the objective where there are none, both in float32. Only the process that leads calls it.
     ``folder`` keeps the checkpoint, written after each epoch and every ``checkpoint_s`` seconds. A run that finds one
     there goes on with it, and ends with the very weights it would have had (on processors bit for bit, with the same
-    threads and number of processes; kernels of GPUs may add up in another order). ``after_epoch`` may change the network (prune it, say) as long as parameters stay the same tensors and
-    what it does depends on the network and the epoch alone. ``keep_best``: the network ends with the weights of the
-    epoch that scored best, the later one of equals; else with those of the last. ``on_step`` is called after each
-    step, on a GPU after every twentieth: its loss has to be waited for. ``augment`` stands in for the options' one.
+    threads and number of processes; kernels of GPUs may add up in another order). ``after_epoch`` may change the
+    network (prune it, say) as long as parameters stay the same tensors and what it does depends on the network and the
+    epoch alone. ``keep_best``: the network ends with the weights of the epoch that scored best, the later one of
+    equals; else with those of the last. ``on_step`` is called after each step, on a GPU after every twentieth: its
+    loss has to be waited for. ``augment`` stands in for the options' one.
     """
 
     network: nn.Module
