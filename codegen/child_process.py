@@ -26,6 +26,12 @@ class Failure:
     log: str
 
 
+def child_environment(more: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment in which a fresh one finds this checkout first, with ``more``."""
+    paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **more}
+
+
 def call(
     module: str,
     request: Mapping[str, Any],
@@ -40,12 +46,10 @@ def call(
     with tempfile.TemporaryDirectory(prefix="rankc-") as folder:
         asked, answered = Path(folder) / "request.json", Path(folder) / "answer.json"
         asked.write_text(json.dumps(dict(request)), encoding="utf-8")
-        paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        child_environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(environment or {})}
         try:
             done = subprocess.run(
                 [sys.executable, "-P", "-m", module, str(asked), str(answered)],
-                env=child_environment,
+                env=child_environment(environment or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

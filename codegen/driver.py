@@ -238,7 +238,7 @@ def _recovered(search: PlanSearch, recovery: Recovery, made: _Made, workspace: W
     assert search.space is not None
     plan = plan_sha256(plan_layers(search.space.sites, found.choices))
     try:
-        network, report = recovery.run(made.network, workspace.training / plan[:16])
+        network, report = recovery.run(made.network, search.network, workspace.training / plan[:16])
     except InputError as error:
         run.warning(f"no recovery: {error}")
         return made

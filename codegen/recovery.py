@@ -10,7 +10,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from codegen.checkpoint import file_sha256
 from codegen.config import LowerConfig
 from codegen.dataset import Dataset, of_arrays, split_source
-from codegen.events import RecordingEvents
+from codegen.events import Progress, RecordingEvents
 from codegen.report.numbers import duration
 from codegen.report.recovery import EpochRow, RecoveryReport, score
 from codegen.space import cores
@@ -30,6 +30,7 @@ from passes.onnx_graph import OnnxGraph
 if TYPE_CHECKING:  # torch is loaded by those who train
     from passes.training.augment import Augmentation
     from passes.training.data import TrainingSet
+    from passes.training.devices import Group
     from passes.training.network import TrainableNetwork
     from passes.training.progress import Epoch, Step
     from passes.training.recovery import Recovered, RecoveryOptions
@@ -137,59 +138,98 @@ class Recovery:
             if scores_kind(self.teacher.module, self.data) == "values" and self.data.labels is not None:
                 self.events.note("the output is no class scores: the labels of --train are not used")
 
-    def run(self, rewritten: OnnxGraph, folder: Path) -> tuple[OnnxGraph, RecoveryReport]:
+    def run(self, rewritten: OnnxGraph, dense: OnnxGraph, folder: Path) -> tuple[OnnxGraph, RecoveryReport]:
         """``rewritten`` with trained weights, or as it is where no epoch was better; ``folder`` keeps the checkpoint.
 
         InputError where training diverged, UnsupportedError where the rewritten network cannot be trained.
         """
-        from passes.onnx_module import to_trainable, trained
+        from codegen.recovery_processes import train_apart
         from passes.training.devices import joined
-        from passes.training.recovery import recover
 
-        assert self.teacher is not None
-        student = to_trainable(rewritten)
-        training = self.options.training
+        training, device = self.options.training, self.config.device or "auto"
         steps = self.data.split(training.held_out, training.seed)[0].steps(training.batch)
         with (
             threadpool_limits(limits=cores(), user_api="blas"),
             self.events.stage("recover", steps * training.epochs) as progress,
-            joined(self.config.device or "auto") as group,
         ):
-            watch = _Watch(self, progress)
-            found = recover(
-                student, self.teacher, self.data, self.options, folder, group, augment=self.augment,
-                on_start=watch.start, on_step=watch.step, on_epoch=watch.epoch, on_note=self.events.note,
-            )  # fmt: skip
-            device = str(group.device)
-        report = self._report(found, device)
-        return (rewritten if found.kept_start else trained(rewritten, student)), report
-
-    def _report(self, found: Recovered, device: str) -> RecoveryReport:
-        import torch
-
-        from passes.training.devices import multiplies_bf16
-
-        precision = self.options.training.precision
-        if precision == "auto":
-            precision = "bf16" if multiplies_bf16(torch.device(device)) else "fp32"
-        rows = tuple(
-            EpochRow(e.number + 1, e.loss, e.lr, found.before if e.held_out is None else e.held_out, e.seconds)
-            for e in found.run.epochs
-        )
-        return RecoveryReport(
-            len(rows), 0 if found.kept_start else found.run.best + 1, found.measure, found.before, found.after,
-            found.teacher, found.samples, found.held_out, sum(row.seconds for row in rows), device, precision, 1,
-            found.aligned, found.normalized, self.options.as_dict(), rows,
-        )  # fmt: skip
+            watch = Watch(training.epochs, progress, self.events)
+            if (processes := self.config.train_processes or 1) > 1:
+                job = Job(self.config.train, self.data, self.options, device)
+                return train_apart(rewritten, dense, job, folder, processes, watch)
+            assert self.teacher is not None
+            with joined(device) as group:
+                return train(rewritten, self.teacher, self.data, self.augment, self.options, folder, group, watch)
 
 
-class _Watch:
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What training in other processes is told besides the networks; ``source`` is where the data came from."""
+
+    source: str | None
+    data: TrainingSet
+    options: RecoveryOptions
+    device: str
+
+
+class Watching(Protocol):
+    """Who is told how far training is."""
+
+    def start(self, measure: str, before: float, dense: float | None) -> None: ...
+
+    def step(self, step: Step) -> None: ...
+
+    def epoch(self, epoch: Epoch) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+def train(
+    rewritten: OnnxGraph,
+    teacher: TrainableNetwork,
+    data: TrainingSet,
+    augment: Augmentation,
+    options: RecoveryOptions,
+    folder: Path,
+    group: Group,
+    watch: Watching,
+) -> tuple[OnnxGraph, RecoveryReport]:
+    """:meth:`Recovery.run` in this process, one of ``group``."""
+    from passes.onnx_module import to_trainable, trained
+    from passes.training.recovery import recover
+
+    student = to_trainable(rewritten)
+    found = recover(
+        student, teacher, data, options, folder, group, augment=augment,
+        on_start=watch.start, on_step=watch.step, on_epoch=watch.epoch, on_note=watch.note,
+    )  # fmt: skip
+    network = rewritten if found.kept_start else trained(rewritten, student)
+    return network, _report(found, options, group)
+
+
+def _report(found: Recovered, options: RecoveryOptions, group: Group) -> RecoveryReport:
+    from passes.training.devices import multiplies_bf16
+
+    precision = options.training.precision
+    if precision == "auto":
+        precision = "bf16" if multiplies_bf16(group.device) else "fp32"
+    rows = tuple(
+        EpochRow(e.number + 1, e.loss, e.lr, found.before if e.held_out is None else e.held_out, e.seconds)
+        for e in found.run.epochs
+    )
+    return RecoveryReport(
+        len(rows), 0 if found.kept_start else found.run.best + 1, found.measure, found.before, found.after,
+        found.teacher, found.samples, found.held_out, sum(row.seconds for row in rows), str(group.device), precision,
+        group.size, found.aligned, found.normalized, options.as_dict(), rows,
+    )  # fmt: skip
+
+
+class Watch:
     """Tells a stage's progress how far training is, and whoever reads along what each epoch came to."""
 
-    def __init__(self, recovery: Recovery, progress: Any) -> None:
-        self.epochs = recovery.options.training.epochs
-        self.tell = recovery.events.inner.note  # a line per epoch is for the console; the report has the curve
-        self.progress, self.done, self.measure, self.last, self.spent = progress, 0, "accuracy", "", 0.0
+    def __init__(self, epochs: int, progress: Progress, events: RecordingEvents) -> None:
+        self.epochs, self.progress, self.note = epochs, progress, events.note
+        self.tell = events.inner.note  # a line per epoch is for the console; the report has the curve
+        self.done, self.measure, self.last = 0, "accuracy", ""
 
     def start(self, measure: str, before: float, dense: float | None) -> None:
         self.measure = measure
@@ -204,7 +244,6 @@ class _Watch:
 
     def epoch(self, epoch: Epoch) -> None:
         number = epoch.number + 1
-        self.spent += epoch.seconds
         self.last = f"held-out {score(math.nan if epoch.held_out is None else epoch.held_out, self.measure)}"
         left = duration(epoch.seconds * (self.epochs - number))
         self.tell(
