@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,8 @@ from passes.errors import UsageError
 
 if TYPE_CHECKING:
     from codegen.config import LowerConfig
-    from codegen.result import LowerResult
+    from codegen.events import Events
+    from codegen.result import InspectRow, LowerResult
 
 
 def run(
@@ -49,7 +51,7 @@ def _config(model: Path | None, config_path: Path | None, values: dict[str, Any]
         values["model"] = model
     if config_path is None:
         if model is None:
-            raise UsageError("nothing to lower: give a network (.onnx) or --config config.toml")
+            raise UsageError("nothing to lower: give a network (.onnx, .pt2) or --config config.toml")
         config = LowerConfig.from_values(values, COMMAND_LINE).resolved(Path.cwd())
     else:
         # The model is a required option, so the values are checked and made absolute on a stand-in.
@@ -64,9 +66,8 @@ def _lower(config: LowerConfig, stdout: TextIO, json_to: Path | None, verbose: b
     from codegen.report.build import to_json
     from codegen.report.console import print_report
 
-    driver = _driver()
     with events(verbose, quiet) as watcher:
-        result: LowerResult = driver.lower(config, watcher)
+        result: LowerResult = _lowered(config, watcher)
 
     def show(stream: TextIO) -> None:
         print_report(result.report, explain=config.explain, stream=stream)
@@ -84,9 +85,8 @@ def _lower(config: LowerConfig, stdout: TextIO, json_to: Path | None, verbose: b
 def _inspect(config: LowerConfig, stdout: TextIO, json_to: Path | None, verbose: bool, quiet: bool) -> int:
     from codegen.report.console import print_inspection
 
-    driver = _driver()
     with events(verbose, quiet) as watcher:
-        rows = driver.inspect(config, watcher)
+        rows = _inspected(config, watcher)
     text = json.dumps({"nodes": [asdict(row) for row in rows]}, indent=2, ensure_ascii=False) + "\n"
     present(text, lambda stream: print_inspection(rows, stream=stream), stdout, json_to, quiet=quiet)
     return DONE
@@ -106,11 +106,28 @@ def _missed(report: dict[str, Any]) -> Iterator[str]:
         yield f"the output error is {error['relative_l2']:.3g}, the limit {error['limit']:.3g}"
 
 
-def _driver() -> Any:
-    """Imported on first use: it brings torch and onnxruntime, which take seconds."""
-    import codegen.driver
+# Imported on first use: they bring torch and onnxruntime, which take seconds.
 
-    return codegen.driver
+
+def _lowered(config: LowerConfig, watcher: Events) -> LowerResult:
+    if config.model.suffix == ".pt2":
+        from codegen.torch_models import lower_pt2
+
+        return lower_pt2(config, watcher).result
+    from codegen.driver import lower
+
+    return lower(config, watcher)
+
+
+def _inspected(config: LowerConfig, watcher: Events) -> list[InspectRow]:
+    if config.model.suffix == ".pt2":
+        from codegen.torch_models import inspect_pt2
+
+        with tempfile.TemporaryDirectory(prefix="rankc-") as folder:
+            return inspect_pt2(config, watcher, Path(folder))
+    from codegen.driver import inspect
+
+    return inspect(config, watcher)
 
 
 def _what_next(config: LowerConfig | None) -> str:
