@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from passes.errors import InputError
 from passes.training.augment import Batch
 from passes.training.data import LABELS
 
@@ -41,13 +42,17 @@ def scores_of(network: nn.Module, batch: Batch) -> Tensor:
 
 
 class CrossEntropy:
-    """Cross entropy of the scores with the labels, smoothed."""
+    """Cross entropy of the scores with the labels, smoothed. InputError for a class that there is no score for."""
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = label_smoothing
 
     def __call__(self, network: nn.Module, batch: Batch, epoch: float, epochs: float) -> Tensor:
-        return F.cross_entropy(scores_of(network, batch), batch[LABELS], label_smoothing=self.label_smoothing)
+        scores, labels = scores_of(network, batch), batch[LABELS]
+        try:
+            return F.cross_entropy(scores, labels, label_smoothing=self.label_smoothing)
+        except IndexError as error:  # on a GPU the kernel's own assertion ends the process
+            raise InputError(f"a label is {int(labels.max())}, the network scores {scores.shape[1]} classes") from error
 
     def describe(self) -> dict[str, Any]:
         return {"label_smoothing": self.label_smoothing}

@@ -185,6 +185,13 @@ def test_runs_that_cannot_start() -> None:
         Trainer(frozen, CrossEntropy(), images(), options()).run()
 
 
+def test_a_class_that_the_network_does_not_know() -> None:
+    data = images()
+    assert data.labels is not None
+    with pytest.raises(InputError, match="a label is 5, the network scores 3 classes"):
+        Trainer(plain_network(), CrossEntropy(), TrainingSet(data.inputs, data.labels + 3), options()).run()
+
+
 def test_a_weight_that_is_no_number_is_divergence_too() -> None:
     def spoil(step: Step) -> None:
         if step.number == 3:  # after the last step of the epoch: no loss sees it
