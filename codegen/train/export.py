@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from codegen.train.network import BATCH, Source
+from codegen.train.network import Source
 from passes.core.site import Array
-from passes.errors import UnsupportedError, VerificationError
+from passes.errors import VerificationError
 from passes.training.data import LABELS, TrainingSet
 from passes.training.factored import ordinary
 
@@ -24,39 +22,23 @@ if TYPE_CHECKING:
 
 Tensor = torch.Tensor
 
-_OPSET = 17
 RELATIVE_L2 = 1e-4
 """torch against onnxruntime, float32 in both: beyond this the file computes something else."""
 
 
 def to_onnx(module: nn.Module, source: Source) -> onnx.ModelProto:
-    """The module in inference form; BatchNorm stays a node, so that lowering has it to fold. Symbolic batch."""
-    import onnx
+    """The module in inference form; BatchNorm stays a node, so that lowering has it to fold. Symbolic batch.
+
+    A network that came from ONNX keeps its own names, nodes and shapes; in others layers are named by module path.
+    """
+    if source.graph is not None and source.trainable is not None:
+        from passes.onnx_module import trained
+
+        return trained(source.graph, source.trainable).model()
+    from passes.fx_export import to_onnx as exported
 
     names = [spec.name for spec in source.inputs]
-    made = ordinary(module).cpu().eval().float()
-    try:
-        with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.onnx"
-            warnings.simplefilter("ignore")  # that this exporter is the old one
-            torch.onnx.export(
-                made,
-                tuple(source.example(2)),
-                str(path),
-                dynamo=False,
-                opset_version=_OPSET,
-                training=torch.onnx.TrainingMode.PRESERVE,  # EVAL would fold BatchNorm into convolutions
-                do_constant_folding=False,
-                input_names=names,
-                output_names=list(source.outputs),
-                dynamic_axes={name: {0: BATCH} for name in (*names, *source.outputs)},
-            )
-            found = onnx.load_model(path)
-    except Exception as error:
-        first = next(iter(str(error).splitlines()), "")
-        raise UnsupportedError(f"the network cannot be exported to ONNX: {type(error).__name__}: {first}") from error
-    onnx.checker.check_model(found, full_check=True)
-    return found
+    return exported(ordinary(module), source.example(2), names, source.outputs)
 
 
 def with_metadata(model: onnx.ModelProto, facts: Mapping[str, Any]) -> onnx.ModelProto:
