@@ -72,7 +72,7 @@ class Work:
             if site.name in chains:
                 chain = chains[site.name]
                 one = StageLayer(chain.stages[0], site.channel_axis) if len(chain) == 1 else None
-                put(self.module, site, one or ChainLayer(chain, site.channel_axis))
+                put(self.module, self.layers.paths[site.name], one or ChainLayer(chain, site.channel_axis))
 
 
 class Method(Protocol):
@@ -122,7 +122,7 @@ class SvdMethod:
             formats = {site.name: format_of(site, config.svd.layout).name for site in work.sites}
             check_reachable(work.layers, work.sites, formats, work.limit)
         for site in work.sites:
-            put(work.module, site, layers[site.name])
+            put(work.module, work.layers.paths[site.name], layers[site.name])
         options = config.options
         epochs = config.finetune_epochs or max(options.epochs // 2, 1)
         finetune = replace(options, epochs=epochs, warmup=0.0, lr=config.finetune_lr or options.lr / 10)

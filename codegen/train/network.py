@@ -44,6 +44,10 @@ class Source:
         sizes = [[count, *(int(size or 1) for size in spec.shape[1:])] for spec in self.inputs]
         return [torch.zeros(size, dtype=dtype) for size, dtype in zip(sizes, dtypes, strict=True)]
 
+    def called(self) -> dict[str, str]:
+        """What layers are called in the file, by their paths in the module."""
+        return {} if self.trainable is None else {path: name for name, path in self.trainable.layers.items()}
+
 
 def load(written: str, data: str, inputs: Sequence[str], outputs: Sequence[str], seed: int) -> Source:
     """The network ``written`` on the command line, its weights drawn by ``seed``; inputs are as ``data`` has them.

@@ -67,7 +67,7 @@ class _Training:
         config, events = self.config, self.events
         with events.stage("prepare the network"):
             source = network.load(config.network, config.train, config.inputs, config.outputs, config.options.seed)
-            layers = scan(source.module, source.example())
+            layers = scan(source.module, source.example(), source.called())
             sites, notes = selected(layers, config.include, config.exclude) if config.method != "dense" else ((), [])
             params = _params(source.module)
         data = load_training(config.train, source.inputs, events)
@@ -189,7 +189,7 @@ def _chains(work: Work) -> dict[str, Chain]:
     """What stands in the sites' places now."""
     found = {}
     for site in work.layers.sites:
-        layer = work.module.get_submodule(site.name)
+        layer = work.module.get_submodule(work.layers.paths[site.name])
         if isinstance(layer, ChainLayer):
             found[site.name] = layer.chain()
         elif isinstance(layer, StageLayer):

@@ -34,14 +34,14 @@ _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose
 class LayerScan:
     """The layers of a network in the order in which they run.
 
-    ``sites``: those that may be replaced; a site's name is the module's path, its shapes are those of one sample.
-    ``kept``: the others, each with the reason. ``macs``: multiply-adds of the whole network on one sample, counted by
-    torch.
+    ``sites``: those that may be replaced, with shapes of one sample. ``kept``: the others, each with the reason.
+    ``macs``: multiply-adds of the whole network on one sample, counted by torch. ``paths``: the module of each site.
     """
 
     sites: tuple[Site, ...]
     kept: tuple[Note, ...]
     macs: int
+    paths: Mapping[str, str]
 
     def total_macs(self, chains: Mapping[str, int]) -> int:
         """Multiply-adds of the network with chains of these MACs in the place of the sites that are named."""
@@ -52,8 +52,10 @@ class LayerScan:
         return next(site for site in self.sites if site.name == name)
 
 
-def scan(module: nn.Module, inputs: Sequence[Tensor]) -> LayerScan:
+def scan(module: nn.Module, inputs: Sequence[Tensor], called: Mapping[str, str] | None = None) -> LayerScan:
     """Runs ``module`` on one sample, in inference mode, and looks at what it calls.
+
+    A layer is named by its path in the module, or as ``called`` has it.
 
     A layer is kept where it is called twice or never (a function may use its weight), shares its weight, carries hooks
     or parametrizations, is grouped or transposed, or is a subclass with a forward of its own. UnsupportedError where
@@ -64,6 +66,7 @@ def scan(module: nn.Module, inputs: Sequence[Tensor]) -> LayerScan:
     reasons = {path: _reason(path, layer, paths[id(layer)]) for path, layer in found.items()}
     owners = Counter(id(p) for m in module.modules() for p in m._parameters.values() if p is not None)
     names = {id(layer): path for path, layer in found.items()}
+    shown = called or {}
     calls: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
 
     def note(layer: nn.Module, taken: tuple[Tensor, ...], given: Tensor) -> None:
@@ -84,10 +87,11 @@ def scan(module: nn.Module, inputs: Sequence[Tensor]) -> LayerScan:
             taken, given = seen[0]
             axis = layer.channel_axis if isinstance(layer, StageLayer) else -1
             axis = 1 if stage.geometry.ndim else axis
-            sites.append(Site(path, type(layer).__name__, stage, "", "", taken, given, axis))
+            sites.append(Site(shown.get(path, path), type(layer).__name__, stage, "", "", taken, given, axis))
         else:
-            kept.append(Note(path, type(layer).__name__, reason or f"kept: {stage}"))
-    return LayerScan(tuple(sites), tuple(kept), macs)
+            kept.append(Note(shown.get(path, path), type(layer).__name__, reason or f"kept: {stage}"))
+    by_name = {shown.get(path, path): path for path in found}
+    return LayerScan(tuple(sites), tuple(kept), macs, {site.name: by_name[site.name] for site in sites})
 
 
 def _watched(
@@ -171,10 +175,10 @@ def chain_macs(site: Site, chain: Chain) -> int:
     return sum(work.macs for work in chain_work(chain, site))
 
 
-def put(module: nn.Module, site: Site, layer: nn.Module) -> None:
-    """Puts a module into a site's place, on the device where the layer was."""
-    old = next(module.get_submodule(site.name).parameters())
-    module.set_submodule(site.name, layer.to(old.device), strict=True)
+def put(module: nn.Module, path: str, layer: nn.Module) -> None:
+    """Puts a module into a layer's place, on the device where the layer was."""
+    old = next(module.get_submodule(path).parameters())
+    module.set_submodule(path, layer.to(old.device), strict=True)
 
 
 def ordinary(module: nn.Module) -> nn.Module:

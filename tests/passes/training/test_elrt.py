@@ -64,7 +64,7 @@ def test_the_objective_adds_the_penalty_of_the_outer_factors() -> None:
     sites, _ = selected(found, (), ())
     picks = {"1": Pick("tucker2", (3, 4), 0), "4": Pick("svd", (5,), 0), "5": Pick("tucker2", (2, 2), 0)}
     for name, chain in scratch_layers(sites, picks, seed=0).items():
-        put(net, found.site(name), ChainLayer(chain))
+        put(net, name, ChainLayer(chain))
     with torch.no_grad():
         for p in net.parameters():
             p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(4)))

@@ -78,6 +78,12 @@ def test_each_layer_is_a_site_or_kept_with_its_reason() -> None:
     }
 
 
+def test_layers_are_called_as_they_are_wanted() -> None:
+    found = scan(Odd(), [IMAGE], {"first": "/first/Conv"})
+    assert [site.name for site in found.sites] == ["/first/Conv", "last"]
+    assert found.paths == {"/first/Conv": "first", "last": "last"}
+
+
 def test_multiply_adds_are_those_of_torchs_flop_counter_before_and_after() -> None:
     network = Odd()
     found = scan(network, [IMAGE])
@@ -88,7 +94,7 @@ def test_multiply_adds_are_those_of_torchs_flop_counter_before_and_after() -> No
     for name, (format, rank) in chosen.items():
         site = found.site(name)
         chain = scratch_chain(site, Pick(format, rank, 0), torch.Generator().manual_seed(1))
-        put(network, site, ChainLayer(chain, site.channel_axis))
+        put(network, site.name, ChainLayer(chain, site.channel_axis))
         macs[name] = chain_macs(site, chain)
     assert 2 * found.total_macs(macs) == flops(network, [IMAGE])
 
@@ -132,7 +138,7 @@ def test_ordinary_layers_compute_the_same(name: str) -> None:
     site = scan(network, [IMAGE]).site(name)
     pick = Pick("tucker2", (2, 3), 0) if name == "first" else Pick("svd", (2,), 0)
     chain = scratch_chain(site, pick, torch.Generator().manual_seed(1))
-    put(network, site, ChainLayer(chain, site.channel_axis))
+    put(network, site.name, ChainLayer(chain, site.channel_axis))
     made = ordinary(network)
     kinds = [type(layer) for layer in made.get_submodule(name)]  # type: ignore[arg-type]
     assert kinds == [nn.Conv2d if name == "first" else nn.Linear] * len(chain)
@@ -145,7 +151,7 @@ def test_uneven_padding_stays_a_stage() -> None:
     network = nn.Sequential(nn.Conv2d(2, 4, 4, padding="same"), nn.Conv2d(4, 2, 1))
     found = scan(network, [torch.zeros(1, 2, 8, 8)])
     for site in found.sites:
-        put(network, site, StageLayer(site.stage))
+        put(network, site.name, StageLayer(site.stage))
     made = ordinary(network)
     assert [type(layer) for layer in made] == [StageLayer, nn.Conv2d]
     assert [site.name for site in scan(network, [torch.zeros(1, 2, 8, 8)]).sites] == ["0", "1"]

@@ -69,7 +69,9 @@ def test_full_rank_factors_equal_the_layer_and_their_chain_equals_them(name: str
     first, second = (torch.from_numpy(stage.weight) for stage in chain)
     root = layer.s.detach().abs().sqrt()
     torch.testing.assert_close(first.flatten(1).norm(dim=1), root * layer.right.detach().flatten(1).norm(dim=1))
-    torch.testing.assert_close(second.movedim(1, 0).flatten(1).norm(dim=1), root * layer.matrices()[0].detach().norm(dim=0))
+    torch.testing.assert_close(
+        second.movedim(1, 0).flatten(1).norm(dim=1), root * layer.matrices()[0].detach().norm(dim=0)
+    )
 
 
 def test_the_spatial_layout_walks_down_and_then_along() -> None:
@@ -149,7 +151,7 @@ def small(layout: Layout) -> tuple[nn.Sequential, LayerScan, tuple[Site, ...]]:
     found = scan(net, [torch.zeros(1, 3, 8, 8)])
     sites, _ = selected(found, (), ())
     for site in sites:
-        put(net, site, SvdLayer(site, layout))
+        put(net, site.name, SvdLayer(site, layout))
     return net, found, sites
 
 
@@ -180,7 +182,7 @@ def test_pruned_chains_keep_the_largest_values_and_dense_ones_keep_all() -> None
     nothing = pruned_at(found, sites, layers, 0.0)
     assert set(nothing.ranks.values()) == {None} and nothing.macs == found.macs
     for name, chain in pruned_chains(sites, layers, nothing).items():
-        put(net, found.site(name), ChainLayer(chain))
+        put(net, name, ChainLayer(chain))
     torch.testing.assert_close(net(x), before, rtol=0, atol=1e-5)
     site = sites[0]
     chain = layers[site.name].chain(3)
