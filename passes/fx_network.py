@@ -161,26 +161,22 @@ class Network:
         return reader if reader.op != "output" and reads == 1 else None
 
     def fresh_path(self, wanted: str) -> str:
-        """A module path, ``wanted`` if it may be, below which new modules can be put."""
-        candidate, count = wanted, 0
-        while not self._is_free(candidate):
-            count += 1
-            candidate = f"{wanted}_{count}"
-        return candidate
-
-    def _is_free(self, path: str) -> bool:
+        """A module path where nothing stands, ``wanted`` if it may be; below no module that a node calls."""
         called = {str(node.target) for node in self.graph.nodes if node.op == "call_module"}
-        parts = path.split(".")
-        value: Any = self.module
+        done: list[str] = []
+        inside: Any = self.module
+        parts = wanted.split(".")
         for depth, part in enumerate(parts, 1):
-            if not part or ".".join(parts[:depth]) in called:
-                return False
-            if not hasattr(value, part):
-                return True
-            value = getattr(value, part)
-            if not isinstance(value, nn.Module):
-                return False
-        return True
+            name, count = part, 0
+            while inside is not None and hasattr(inside, name):
+                there = getattr(inside, name)
+                if depth < len(parts) and isinstance(there, nn.Module) and ".".join([*done, name]) not in called:
+                    break
+                count += 1
+                name = f"{part}_{count}"
+            done.append(name)
+            inside = getattr(inside, name, None)
+        return ".".join(done)
 
     def put(self, path: str, module: nn.Module) -> None:
         """Adds a module; what stands at ``path`` must be gone."""

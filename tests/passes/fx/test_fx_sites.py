@@ -136,7 +136,8 @@ def test_what_is_exported_is_read_the_same(name: str, tmp_path: Any) -> None:
         graph = FxGraph.read(path)
         stage = graph.sites().sites[0].stage
         np.testing.assert_allclose(stage.weight, expected.weight, rtol=1e-6)
-        assert stage.geometry == expected.geometry
+        if index == 0 or name != "same":  # decomposing takes uneven padding out of the layer
+            assert stage.geometry == expected.geometry
         x = normal(*shape, seed=3)
         with torch.no_grad():
             assert relative_l2(graph.run({"x": x.numpy()})[0], module(x).numpy()) < TOLERANCE
