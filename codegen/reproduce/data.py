@@ -77,7 +77,7 @@ class Synthetic:
         x = rng.standard_normal((self.samples, 3, 8, 8)).astype(np.float32)
         for image, label in zip(x, labels, strict=True):
             top, left = 4 * (label // 2), 4 * (label % 2)
-            image[:, top : top + 4, left : left + 4] += 0.25
+            image[:, top : top + 4, left : left + 4] += 0.6
         return x, labels.astype(np.int64)
 
 

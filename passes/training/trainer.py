@@ -347,7 +347,11 @@ class _Compiled:
     """The loss as torch.compile has it; as it is where there is no compiler, or where it fails."""
 
     def __init__(self, module: nn.Module, note: Callable[[str], None]) -> None:
-        self.plain, self.note = module, note
+        # slow to import, and wanted by those alone who compile
+        from torch._dynamo.exc import TorchDynamoException
+        from torch._inductor.exc import InductorError
+
+        self.plain, self.note, self.failures = module, note, (TorchDynamoException, InductorError)
         self.loss: Callable[..., Tensor] = torch.compile(module)
 
     def __call__(self, batch: Batch, epoch: float, epochs: float) -> Tensor:
@@ -355,7 +359,7 @@ class _Compiled:
             return self.plain(batch, epoch, epochs)  # type: ignore[no-any-return]
         try:
             return self.loss(batch, epoch, epochs)
-        except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
+        except self.failures as error:
             first = next(iter(str(error).splitlines()), type(error).__name__)
             self.note(f"torch.compile failed, training goes on without it: {first}")
             self.loss = self.plain

@@ -213,14 +213,13 @@ def test_bfloat16_computes_coarser_and_keeps_its_weights_in_float32() -> None:
 
 
 def test_a_compiler_that_fails_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo.exc import TorchDynamoException
+
     def broken(module: Any, *given: Any, **named: Any) -> Any:
         def call(*batch: Any) -> Any:
-            raise torch._dynamo.exc.TorchDynamoException("no C++ compiler here\nand more")
+            raise TorchDynamoException("no C++ compiler here\nand more")
 
         return call
-
-    import torch._dynamo
-    import torch._inductor.exc
 
     monkeypatch.setattr(torch, "compile", broken)
     notes: list[str] = []
@@ -230,6 +229,17 @@ def test_a_compiler_that_fails_is_a_note(monkeypatch: pytest.MonkeyPatch) -> Non
     assert notes == ["torch.compile failed, training goes on without it: no C++ compiler here"]
     for name, value in compiled.state_dict().items():
         assert torch.equal(value, plain.state_dict()[name])
+
+
+def test_data_that_have_no_room_on_the_device_stay_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    small, large = normed_network(), normed_network()
+    Trainer(small, CrossEntropy(), images(), options()).run()
+    asked: list[int] = []
+    monkeypatch.setattr("passes.training.trainer.has_room", lambda size, device: bool(asked.append(size)))
+    Trainer(large, CrossEntropy(), images(), options()).run()
+    assert asked == [120 * (3 * 8 * 8 * 4 + 8)]
+    for name, value in small.state_dict().items():
+        assert torch.equal(value, large.state_dict()[name])
 
 
 def test_accuracy_counts() -> None:
