@@ -31,6 +31,10 @@ Norms = Literal["none", "biased", "all"]
 _KINDS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
+_LENGTH, _TINY, _MOST = 2.0, 1e-12, 100.0
+"""What filters are as long as where networks are trained with BatchNorm, about; how much a dead one is lengthened."""
+
+
 class ScaleNorm(nn.Module):
     """BatchNorm that takes no mean away: ``y = gamma x / sqrt(E[x^2] + eps)`` per channel, (N, C, *spatial).
 
@@ -148,20 +152,30 @@ class _Moments:
 
 
 def _identity(stage: StageLayer, moments: _Moments) -> nn.Module:
-    if stage.bias is None:
-        scale = ScaleNorm(stage.weight.shape[0])
-        with torch.no_grad():
-            scale.running_square.copy_(moments.variance + moments.mean**2)
-            scale.weight.copy_((scale.running_square.double() + scale.eps).sqrt())
-        return scale.to(stage.weight.device)
-    norm = _KINDS[stage.geometry.ndim](stage.weight.shape[0])
-    assert norm.running_mean is not None and norm.running_var is not None
+    """A norm that gives what ``stage`` gave, and ``stage`` with its filters brought to one length.
+
+    Behind a norm a filter's length means nothing but how far a step turns it: the shorter, the farther. Folding has
+    made them short, some of them next to nothing.
+    """
+    length = stage.weight.detach().flatten(1).norm(dim=1).double()
+    longer = (_LENGTH / length.clamp_min(_TINY)).clamp(max=_MOST)
+    mean, variance = moments.mean.to(length.device) * longer, moments.variance.to(length.device) * longer**2
+    channels = stage.weight.shape[0]
     with torch.no_grad():
-        norm.running_mean.copy_(moments.mean)
-        norm.running_var.copy_(moments.variance)
-        norm.weight.copy_((norm.running_var.double() + norm.eps).sqrt())
-        norm.bias.copy_(norm.running_mean)
-    return norm.to(stage.weight.device)
+        stage.weight.mul_(longer.float().view(-1, *(1,) * (stage.weight.ndim - 1)))
+        if stage.bias is None:
+            scale = ScaleNorm(channels)
+            scale.running_square.copy_(variance + mean**2)
+            scale.weight.copy_((scale.running_square.double() + scale.eps).sqrt() / longer)
+            return scale.to(stage.weight.device)
+        norm = _KINDS[stage.geometry.ndim](channels)
+        assert norm.running_mean is not None and norm.running_var is not None
+        stage.bias.mul_(longer.float())
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
+        norm.weight.copy_((norm.running_var.double() + norm.eps).sqrt() / longer)
+        norm.bias.copy_(mean / longer)
+        return norm.to(stage.weight.device)
 
 
 @contextmanager
