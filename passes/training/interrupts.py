@@ -17,7 +17,7 @@ class Interrupt:
 
 @contextmanager
 def deferred() -> Iterator[Interrupt]:
-    """The first SIGINT or SIGTERM sets a mark; a second one acts as it would have without this.
+    """A SIGINT or SIGTERM sets a mark; the same one again acts as it would have without this.
 
     Only the main thread may change handlers; in others the mark is never set, and the main one gets the interrupt.
     """
@@ -27,11 +27,14 @@ def deferred() -> Iterator[Interrupt]:
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
+    seen: set[int] = set()
+
     def note(number: int, frame: FrameType | None) -> None:
-        if mark.wanted:
+        if number in seen:
             signal.signal(number, before[signal.Signals(number)] or signal.SIG_DFL)
             signal.raise_signal(number)
         mark.wanted = True
+        seen.add(number)
 
     ignored = (signal.SIG_IGN, None)  # None: set by something that is not Python
     taken = [number for number, handler in before.items() if handler not in ignored]
