@@ -66,7 +66,7 @@ def to_onnx(
             torch.onnx.export(
                 own,
                 given,
-                file,
+                file,  # type: ignore[arg-type]  # the exporter without dynamo writes to anything that is open
                 dynamo=False,
                 opset_version=OPSET,
                 # PRESERVE, because the exporter folds BatchNorm into convolutions in EVAL mode

@@ -19,6 +19,9 @@ class Attributes:
     def get(self, name: str, default: Any) -> Any:
         return self._values.get(name, default)
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._values
+
     def pads(self, ndim: int) -> Sequence[int] | None:
         """Explicit pads, begins then ends; None where the node leaves them to auto_pad."""
         if self.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):

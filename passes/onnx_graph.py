@@ -170,8 +170,8 @@ class OnnxGraph:
         for name, values in norms.items():
             onnx_renew.renew_norm(self._surgery, name, values)
         readings = self._scan()[0]
-        for name, stage in stages.items():
-            onnx_renew.renew_site(self._surgery, readings[name], stage, self._static)
+        layers = [(readings[name], stage) for name, stage in stages.items()]
+        onnx_renew.renew_sites(self._surgery, layers, self._static)
         self._session = None
 
     def affines(self) -> tuple[Affine, ...]:

@@ -54,7 +54,8 @@ def to_trainable(graph: OnnxGraph) -> TrainableNetwork:
         _compare(name, one, wanted[0], limit)
         axis = next((i for i, (a, b) in enumerate(zip(one.shape, two.shape, strict=True)) if a != b), None)
         both = wanted[0] if axis is None else np.concatenate(wanted, axis)
-        if both.shape != two.shape or _differs(two, both, limit):
+        depends = axis is None and bool(_differs(torch.from_numpy(wanted[1]), wanted[0], limit))
+        if depends or both.shape != two.shape or _differs(two, both, limit):
             raise UnsupportedError(
                 f"output '{name}' of two samples is not that of each by itself: the network mixes its samples, or the "
                 "size of a batch is written into it; it cannot be trained on batches"

@@ -95,7 +95,7 @@ class Builder:
         self.root, self.fx = nn.Module(), fx.Graph()
         self.env: dict[str, _Known] = {}
         self.stored: dict[str, fx.Node] = {}
-        self.tied: dict[tuple[str, tuple[int, ...]], nn.Parameter] = {}
+        self.tied: dict[tuple[str, tuple[int, ...]], StageLayer] = {}
         self._taken: set[str] = set()
         self.results: list[tuple[Tensor, Tensor]] = []
         self.network = TrainableNetwork(
@@ -205,9 +205,7 @@ class Builder:
         site = next((self.sites[out] for out in node.output if out in self.sites), None)
         if site is not None:
             layer = StageLayer(site.stage, site.channel_axis)
-            tie = (site.weight_key, tuple(layer.weight.shape))
-            if site.weight_key:
-                layer.weight = self.tied.setdefault(tie, layer.weight)
+            self._tie(layer, site.weight_key)
             path = self._call(node, layer, [site.input])
             self.network.sites[site.name], self.network.layers[site.name] = site, path
         elif node.domain not in ("", "ai.onnx"):
@@ -224,6 +222,13 @@ class Builder:
             self._call(node, dropout(node, self.constants.get(given)), [node.input[0]])
         else:
             self._operator(node)
+
+    def _tie(self, layer: StageLayer, key: str) -> None:
+        """Gives the layer the weight of an earlier one that reads the same, and its bias if that is equal."""
+        first = self.tied.setdefault((key, tuple(layer.weight.shape)), layer) if key else layer
+        layer.weight = first.weight
+        if layer.bias is not None and first.bias is not None and torch.equal(layer.bias, first.bias):
+            layer.bias = first.bias
 
     def _operator(self, node: NodeProto) -> None:
         if node.op_type in _REFUSALS:

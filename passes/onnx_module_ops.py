@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from onnx import TensorProto, helper, numpy_helper
 
 from passes.onnx_attributes import Attributes
+from passes.onnx_module_values import Values
 from passes.onnx_torch_ops import OPS, Inputs, Op
 
 Tensor = torch.Tensor
@@ -88,6 +89,15 @@ def global_max_pool(attributes: Attributes, inputs: Inputs, opset: int) -> list[
     x = inputs[0]
     assert x is not None
     return [x.amax(dim=tuple(range(2, x.ndim)), keepdim=True)]
+
+
+def resize(attributes: Attributes, inputs: Inputs, opset: int) -> Sequence[Tensor] | None:
+    """A batch is never resized, whatever size of it a file has among the sizes."""
+    x, *rest = inputs
+    assert x is not None
+    if len(rest) > 2 and isinstance(rest[2], Values) and "axes" not in attributes:
+        rest[2] = Values([x.shape[0], *rest[2].tolist()[1:]])  # type: ignore[call-overload]
+    return OPS["Resize"](attributes, [x, *rest], opset)
 
 
 def _reduction(function: Callable[[Tensor, tuple[int, ...], bool], Tensor]) -> Op:
@@ -295,7 +305,7 @@ MODULE_OPS: dict[str, Op] = {
     "LayerNormalization": _out_of_autocast(OPS["LayerNormalization"]),
     "InstanceNormalization": _out_of_autocast(instance_norm),
     "GroupNormalization": _out_of_autocast(group_norm),
-    "Resize": _out_of_autocast(OPS["Resize"]),
+    "Resize": _out_of_autocast(resize),
     "Upsample": _out_of_autocast(OPS["Upsample"]),
     "Softmax": _out_of_autocast(OPS["Softmax"]),
     "LogSoftmax": _out_of_autocast(log_softmax),

@@ -6,7 +6,7 @@ reads it. A weight that the file unpacks first (behind a Transpose, say) or that
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -50,31 +50,56 @@ def renew_norm(surgery: Surgery, output: str, values: Sequence[Array]) -> None:
 _NORM = ("scale", "shift", "mean", "variance")
 
 
-def renew_site(surgery: Surgery, spot: Reading, stage: Stage, static: StaticDims) -> None:
-    """Puts ``stage``, which has the structure of the site's own, into the site's node."""
-    if not _same(spot.site.stage, stage, spot.dtype) and not _in_place(surgery, spot, stage, static):
-        emit(surgery, spot, Chain((stage,)), [spot.site.name])
+def renew_sites(surgery: Surgery, wanted: Sequence[tuple[Reading, Stage]], static: StaticDims) -> None:
+    """Puts stages, which have the structure of their sites' own, into the sites' nodes."""
+    changed = [(spot, stage) for spot, stage in wanted if not _same(spot.site.stage, stage, spot.dtype)]
+    asked: dict[str, list[Array]] = {}
+    for spot, stage in wanted:
+        for slot, array in _arrays(surgery, spot, stage):
+            asked.setdefault(spot.nodes[0].inputs[slot].name, []).append(array)
+    for spot, stage in changed:
+        if not _in_place(surgery, spot, stage, static, asked):
+            emit(surgery, spot, Chain((stage,)), [spot.site.name])
 
 
-def _in_place(surgery: Surgery, spot: Reading, stage: Stage, static: StaticDims) -> bool:
-    """Writes into the node's own constants; False where that does not make it the layer that is wanted."""
+def _arrays(surgery: Surgery, spot: Reading, stage: Stage) -> list[tuple[int, Array]]:
+    """What each of the node's constants has to hold, by the position of the input."""
+    slot = 0 if spot.nodes[0].inputs[0] is not spot.source else 1
+    arrays = [(slot, _stored(surgery, spot, slot, stage))]
+    return arrays if stage.bias is None else [*arrays, (2, stage.bias)]
+
+
+def _in_place(
+    surgery: Surgery, spot: Reading, stage: Stage, static: StaticDims, asked: Mapping[str, Sequence[Array]]
+) -> bool:
+    """Writes into the node's own constants; False where that does not make it the layer that is wanted.
+
+    ``asked``: by name of a constant what the layers that read it want it to hold. One that others read too, and that
+    not all want alike, gives way to a new one.
+    """
     node = spot.nodes[0]
-    slot = 0 if node.inputs[0] is not spot.source else 1
-    arrays = [(node.inputs[slot], _stored(surgery, spot, slot, stage))]
-    if stage.bias is not None:
-        arrays.append((node.inputs[2], stage.bias))
     before = []
-    for tensor, array in arrays:
+    for slot, array in _arrays(surgery, spot, stage):
+        tensor = node.inputs[slot]
         held = _held(surgery, tensor)
-        if held is None or held.size != array.size or len(tensor.outputs) != 1:
+        if held is None or held.size != array.size:
             return False
-        before.append(held)
-    for tensor, array in arrays:
-        _write(surgery, tensor, array)
+        before.append((slot, tensor, held, array))
+    for slot, tensor, held, array in before:
+        claims = asked[tensor.name]
+        agreed = len(claims) == len(tensor.outputs) and all(np.array_equal(claim, array) for claim in claims)
+        if len(tensor.outputs) == 1 or agreed:
+            _write(surgery, tensor, array)
+        elif not _equal(held, array):
+            base = f"{spot.site.name}/{'bias' if slot == 2 else 'weight'}"
+            own = np.ascontiguousarray(array, dtype=held.dtype).reshape(held.shape)
+            node.inputs[slot] = surgery.add_weight(spot.scope, base, own)
     if _same(read(surgery, spot.scope, node, static).site.stage, stage, spot.dtype):
         return True
-    for (tensor, _), held in zip(arrays, before, strict=True):  # the node scales what it reads
-        _write(surgery, tensor, held)
+    for slot, tensor, held, _ in before:  # the node scales what it reads
+        node.inputs[slot] = tensor
+        if len(tensor.outputs) == 1:
+            _write(surgery, tensor, held)
     return False
 
 
