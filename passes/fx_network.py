@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from passes.fx_operators import is_pure, writes
+from passes.fx_operators import is_pure, is_torchs_own, is_view, writes
 
 LABEL, TENSOR, FORMS, SEVERAL = "rankc_label", "rankc_tensor", "rankc_forms", "rankc_several"
 
@@ -213,11 +213,22 @@ class Network:
     def is_stored(self, node: fx.Node) -> bool:
         """True if the node's value follows from stored values alone."""
         if node.op == "get_attr":
-            return not any(writes(self, user) for user in node.users)
+            return not self._is_changed(node)
         if node.op in ("placeholder", "output") or not is_pure(self, node):
             return False
         inputs = node.all_input_nodes
         return bool(inputs) and all(self.is_stored(read) for read in inputs)
+
+    def _is_changed(self, node: fx.Node) -> bool:
+        """True if a node writes into the value of ``node``, or into a view of it, or may."""
+        for user in node.users:
+            if writes(self, user):
+                others = user.op == "call_module" or "out" in user.kwargs
+                if others or not user.args or user.args[0] is node or not is_torchs_own(user):
+                    return True
+            elif is_view(self, user) and self._is_changed(user):
+                return True
+        return False
 
     def _release(self, path: str) -> None:
         """Takes out what stands at ``path``, where no node needs it or a part of it."""

@@ -155,12 +155,30 @@ def _is_known(net: Network, node: fx.Node) -> bool:
         module = net.called(node)
         home = type(module).__module__
         return home.startswith(("torch.nn.", "passes.training.")) and not has_hooks(module)
-    if node.op == "call_function":
-        home = getattr(node.target, "__module__", None) or "torch"
-        return isinstance(node.target, torch._ops.OpOverload) or home.split(".")[0] in _HOMES
-    return True
+    return is_torchs_own(node)
 
 
+def is_torchs_own(node: fx.Node) -> bool:
+    """True for calls of functions of torch or Python, and of methods, which are those of tensors."""
+    if node.op != "call_function":
+        return node.op == "call_method"
+    home = getattr(node.target, "__module__", None) or "torch"
+    return isinstance(node.target, torch._ops.OpOverload) or home.split(".")[0] in _HOMES
+
+
+def is_view(net: Network, node: fx.Node) -> bool:
+    """True for nodes whose value may share memory with their input's."""
+    return torch_name(net, node) in _VIEWS
+
+
+_VIEWS = frozenset(
+    {
+        *("view", "viewas", "reshape", "flatten", "squeeze", "unsqueeze", "expand", "expandas", "detach", "alias"),
+        *("getitem", "select", "slice", "narrow", "chunk", "split", "unbind", "tensorsplit", "splitwithsizes", "index"),
+        *("transpose", "permute", "t", "movedim", "swapaxes", "unflatten", "contiguous", "to", "float", "identity"),
+        *("asstrided", "diagonal", "real", "imag", "unfold", "dropout", "data", "getattr"),
+    }
+)
 _HOMES = ("torch", "_operator", "math", "builtins", "operator")
 
 

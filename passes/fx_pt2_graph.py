@@ -19,7 +19,7 @@ from torch import fx, nn
 
 from passes.errors import InputError, UnsupportedError, UsageError
 from passes.fx_network import Network
-from passes.fx_trace import name_nodes
+from passes.fx_trace import is_named, name_nodes
 from passes.graph import Note
 
 Dim = int | str | None
@@ -27,6 +27,7 @@ Dim = int | str | None
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PATH = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
 _OPERATOR = re.compile(r"torch\.ops\.aten\.([a-z_][a-zA-Z0-9_]*)\.([A-Za-z0-9_]+)")
+_LAYER = re.compile(r"torch\.nn\.modules\.(conv|linear|batchnorm)\.\w+")
 _SYMBOL = re.compile(r"Symbol\('(\w+)'[\w=, ]*\)|(\w+)")
 _DTYPES = {
     **{1: torch.uint8, 2: torch.int8, 3: torch.int16, 4: torch.int32, 5: torch.int64, 6: torch.float16},
@@ -88,10 +89,13 @@ def build(
     for node in writer.graph_json["nodes"]:
         writer.node(node)
     outputs = writer.outputs(signature["output_specs"])
+    for node in reversed(writer.graph.nodes):  # results that nobody takes
+        if node.target is operator.getitem and not node.users:
+            writer.graph.erase_node(node)
     module = fx.GraphModule(writer.root, writer.graph, "ExportedProgram").eval()
     module.graph.lint()
     network = Network(module)
-    name_nodes(network)
+    name_nodes(network, {node: path for node, path in writer.paths.items() if is_named(network, node)})
     declared = tuple(writer.declared(name) for name in names)
     sizes, notes = _bind(names, declared, writer, shapes)
     examples = tuple(torch.zeros(size, dtype=writer.dtype(name)) for name, size in zip(names, sizes, strict=True))
@@ -109,6 +113,8 @@ class _Writer:
     graph: fx.Graph = field(default_factory=fx.Graph)
     values: dict[str, Any] = field(default_factory=dict)
     stored: dict[str, str] = field(default_factory=dict)
+    paths: dict[fx.Node, str] = field(default_factory=dict)
+    """By node the path of the layer's module that it comes from."""
 
     def refuse(self, reason: str) -> UnsupportedError:
         return UnsupportedError(f"{self.path}: {reason}")
@@ -178,6 +184,9 @@ class _Writer:
         name = next((o for o in outputs if isinstance(o, str)), "unused")
         whole = len(outputs) != 1 or isinstance(outputs[0], list)
         made = self.graph.create_node("call_function", called, tuple(args), kwargs, f"{name}_all" if whole else name)
+        stack = str(node.get("metadata", {}).get("nn_module_stack", "")).rpartition(";")[2].split(",")
+        if len(stack) == 3 and _LAYER.fullmatch(stack[2]) and _PATH.fullmatch(stack[1]):
+            self.paths[made] = stack[1]
         if not whole:
             if isinstance(outputs[0], str):
                 self.values[outputs[0]] = made

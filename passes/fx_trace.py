@@ -21,7 +21,7 @@ from torch import fx, nn
 
 from passes.errors import InputError, UnsupportedError
 from passes.fx_network import LABEL, TENSOR, Network
-from passes.fx_operators import torch_name
+from passes.fx_operators import CONVOLUTIONS, PRODUCTS, torch_name
 from passes.training.layers import StageLayer
 
 Examples = torch.Tensor | Mapping[str, Any] | Sequence[Any]
@@ -189,6 +189,12 @@ def name_nodes(net: Network, names: Mapping[fx.Node, str] | None = None) -> None
         reserved.add(unique)
         node.meta[LABEL] = unique
         node.meta[TENSOR] = str(node.target) if node.op == "placeholder" else node.name
+
+
+def is_named(net: Network, node: fx.Node) -> bool:
+    """True for calls of functions that are a layer or a BatchNorm."""
+    name = torch_name(net, node)
+    return name in CONVOLUTIONS | PRODUCTS or "batchnorm" in name
 
 
 def _wanted(net: Network, node: fx.Node) -> str:
