@@ -17,13 +17,14 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import torch
 from onnx import GraphProto, ModelProto, NodeProto
-from torch import nn
+from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from passes.errors import UnsupportedError, VerificationError
@@ -89,13 +90,38 @@ def to_onnx(
 
 
 def _plain(module: nn.Module) -> nn.Module:
-    """With torch's own layers instead of StageLayers where there are such: their trace is one node."""
+    """Spelled so that a trace follows it: torch's own layers instead of StageLayers, and methods that take sizes."""
+    if isinstance(module, fx.GraphModule):
+        for node in list(module.graph.nodes):
+            method = _METHODS.get(node.target) if node.op == "call_function" else None
+            if method is not None:
+                _call_method(module.graph, node, method)
+        module.recompile()
     for path, layer in list(module.named_modules()):
         if isinstance(layer, StageLayer) and path:
             plain = layer_of(layer.stage(), layer.channel_axis, layer.weight.dtype)
             if not isinstance(plain, StageLayer):
                 module.set_submodule(path, plain, strict=True)
     return module
+
+
+_ATEN = torch.ops.aten
+_METHODS: dict[Any, str] = {
+    _ATEN.sym_size.int: "size",
+    **dict.fromkeys((_ATEN.view.default, _ATEN._unsafe_view.default, _ATEN.reshape.default), "reshape"),
+    _ATEN.expand.default: "expand",
+    _ATEN.repeat.default: "repeat",
+}
+"""Operators of torch.export that give or take sizes. As operators they deal in numbers, which a trace takes for
+constants; as methods they are followed."""
+
+
+def _call_method(graph: fx.Graph, node: fx.Node, method: str) -> None:
+    x, sizes = node.args[0], node.args[1]
+    arguments = sizes if isinstance(sizes, list | tuple) else (sizes,)
+    with graph.inserting_before(node):
+        node.replace_all_uses_with(graph.call_method(method, (x, *arguments)))
+    graph.erase_node(node)
 
 
 @contextmanager

@@ -96,7 +96,7 @@ def resize(attributes: Attributes, inputs: Inputs, opset: int) -> Sequence[Tenso
     x, *rest = inputs
     assert x is not None
     if len(rest) > 2 and isinstance(rest[2], Values) and "axes" not in attributes:
-        rest[2] = Values([x.shape[0], *rest[2].tolist()[1:]])  # type: ignore[call-overload]
+        rest[2] = Values([x.shape[0], *rest[2].tolist()[1:]])
     return OPS["Resize"](attributes, [x, *rest], opset)
 
 
