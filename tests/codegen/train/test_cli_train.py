@@ -131,7 +131,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(
 @pytest.mark.slow
 def test_two_processes_share_a_run(arguments: Arguments, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     tool = [str(ROOT / "tools" / "train.py"), *arguments("elrt", out, "--macs", "60%", "--json", "-")[1:]]
     done = subprocess.run(
         [*launch, *tool], capture_output=True, text=True, timeout=500, env={**os.environ, "OMP_NUM_THREADS": "1"}
