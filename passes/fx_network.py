@@ -82,6 +82,7 @@ class Network:
     def __init__(self, module: fx.GraphModule) -> None:
         self.module = module
         self._digests: dict[int, tuple[torch.Tensor, int, str]] = {}
+        self._known: dict[fx.Node, bool] = {}
 
     @property
     def graph(self) -> fx.Graph:
@@ -212,12 +213,19 @@ class Network:
 
     def is_stored(self, node: fx.Node) -> bool:
         """True if the node's value follows from stored values alone."""
+        if node not in self._known:
+            for each in self.graph.nodes:  # in order, so that what a node reads is known before it
+                if each not in self._known:
+                    self._known[each] = self._follows(each)
+        return self._known[node]
+
+    def _follows(self, node: fx.Node) -> bool:
         if node.op == "get_attr":
             return not self._is_changed(node)
-        if node.op in ("placeholder", "output") or not is_pure(self, node):
+        if node.op in ("placeholder", "output"):
             return False
         inputs = node.all_input_nodes
-        return bool(inputs) and all(self.is_stored(read) for read in inputs)
+        return bool(inputs) and all(self._known[read] for read in inputs) and is_pure(self, node)
 
     def _is_changed(self, node: fx.Node) -> bool:
         """True if a node writes into the value of ``node``, or into a view of it, or may."""

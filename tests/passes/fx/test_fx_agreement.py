@@ -36,7 +36,7 @@ from tools.train_digits import network as digits_network
 
 ROOT = Path(__file__).resolve().parents[3]
 MODELS = ROOT.parent / "shared" / "models"
-FORMATS = ("svd", "channel_svd_out", "spatial_svd_vh")
+FORMATS = ("svd", "channel_svd_out")
 CANONICAL = ("drop-identities", "fold-batchnorm", "drop-dead-code")
 
 

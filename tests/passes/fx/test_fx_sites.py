@@ -271,3 +271,18 @@ def test_a_trained_chain_is_read_again() -> None:
     PassManager([PASSES.load("fold-batchnorm")()]).run(graph)
     assert [op.op for op in graph.workload()] == ["Conv", "Conv"]
     assert relative_l2(graph.run(feeds)[0], reference) < TOLERANCE
+
+
+def test_networks_may_be_deeper_than_pythons_stack() -> None:
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(1200):
+                x = torch.relu(x) + x
+            return self.fc(x * 0)
+
+    graph = traced(Deep(), 1, 2)
+    assert len(graph.workload()) == 2402 and len(graph.clone().sites().sites) == 1
