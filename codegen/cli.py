@@ -70,7 +70,7 @@ def lower(
     ] = None,
     epochs: Annotated[int | None, Option(help="Epochs of recovery. [the effort's: 5, 20 or 100]")] = None,
     batch: Annotated[int | None, Option(help="Training samples a step. [64 or 128, by how many there are]")] = None,
-    lr: Annotated[float | None, Option(help="Highest learning rate of recovery. [0.03]")] = None,
+    lr: Annotated[float | None, Option(help="Highest learning rate of recovery. [0.01 to 0.05, by the epochs]")] = None,
     augment: Annotated[
         str | None,
         Option(help="none, flip, crop_flip, or script: augment() of the training data's script. [its own, else none]"),

@@ -1,7 +1,7 @@
 """The pipeline, top to bottom.
 
 read -> canonicalize -> sites -> candidates -> price and error -> solve -> factorize -> verify
-     -> price the whole network -> emit -> (tighten, solve again) -> recover -> emit -> report
+     -> price the whole network -> (tighten, solve again) -> emit -> (tighten, solve again) -> recover -> emit -> report
 """
 
 from __future__ import annotations
@@ -106,6 +106,7 @@ def _lower(config: LowerConfig, target: Target, run: RecordingEvents) -> LowerRe
                 emitted = target.baseline(config.model, original.input_shapes, config.seed, run)
         before = target.latency.network(original.workload())  # after its layers were measured, where they are
         search = PlanSearch(config, target, network, data, before, emitted, run)
+        search.training = None if recovery is None else recovery.kept()
         draft = recovery is not None
         made = _carry_through(search, original, evaluation, one, instruments, workspace, draft)
         for _ in range(_CORRECTIONS):

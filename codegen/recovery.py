@@ -37,6 +37,9 @@ if TYPE_CHECKING:  # torch is loaded by those who train
 
 _EPOCHS = {"quick": 5, "default": 20, "extensive": 100}
 
+_HIGHEST_LR = 0.05
+"""What a long recovery starts from. A short one starts lower: it has no time to mend what high rates break."""
+
 _FEW_SAMPLES = 8192
 """Below it a batch is half as large: an epoch of few steps teaches little."""
 
@@ -68,7 +71,7 @@ def recovery_options(config: LowerConfig, samples: int) -> RecoveryOptions:
         training = TrainingOptions(
             epochs=epochs,
             batch=config.batch or (plain.batch if samples > _FEW_SAMPLES else plain.batch // 2),
-            lr=plain.lr if config.lr is None else config.lr,
+            lr=_lr(epochs, plain.lr) if config.lr is None else config.lr,
             weight_decay=plain.weight_decay,
             warmup=min(plain.warmup, epochs / 4),
             label_smoothing=config.label_smoothing or 0.0,
@@ -79,6 +82,11 @@ def recovery_options(config: LowerConfig, samples: int) -> RecoveryOptions:
     except ValueError as error:
         raise UsageError(f"--train: {error}") from error
     return RecoveryOptions(training)
+
+
+def _lr(epochs: int, least: float) -> float:
+    """``least`` for the epochs of a quick run, twice that for four times as many, up to a limit."""
+    return float(min(least * math.sqrt(max(epochs / _EPOCHS["quick"], 1.0)), _HIGHEST_LR))
 
 
 @dataclass(eq=False)
@@ -104,6 +112,11 @@ class Recovery:
         except ValueError as error:
             raise InputError(f"{config.train}: {error}") from error
         return cls(config, data, augment, options, events)
+
+    def kept(self) -> TrainingSet:
+        """The samples that are trained on: without those that the best weights are chosen by."""
+        kept, _ = self.data.split(self.options.training.held_out, self.options.training.seed)
+        return kept
 
     def digests(self) -> dict[str, str]:
         """What a state for --resume must agree with: the samples, and the script that varies them."""

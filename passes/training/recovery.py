@@ -40,13 +40,13 @@ class RecoveryOptions:
     """
 
     training: TrainingOptions = field(
-        default_factory=lambda: TrainingOptions(epochs=20, batch=128, lr=0.03, weight_decay=5e-4)
+        default_factory=lambda: TrainingOptions(epochs=20, batch=128, lr=0.01, weight_decay=5e-4)
     )
     temperature: float = 4.0
     alpha: float = 0.5
     beta: float = 1.0
     features: Features = "stages"
-    norms: Norms = "biased"
+    norms: Norms = "all"
     norm_samples: int = 512
 
     def __post_init__(self) -> None:
