@@ -30,7 +30,7 @@ from passes.fx_plan import matched, replayed
 from passes.graph import Graph
 from passes.manager import PassManager
 from passes.onnx_graph import OnnxGraph
-from passes.ranks.milp import MilpSolver
+from passes.ranks.milp import MilpSolver, least
 from passes.registry import PASSES
 from tools.train_digits import network as digits_network
 
@@ -123,11 +123,11 @@ def spaces(name: str) -> tuple[Space, Space]:
 
 @cache
 def plan(name: str, side: int) -> dict[str, Choice]:
-    """Format and rank by site at 60 % of the layers' latency."""
+    """Format and rank by site at a latency half-way between the dense layers' and the least there is."""
     space = spaces(name)[side]
-    problem = space.problem({}, {})
-    layers = sum(site.options[0].costs["latency"] for site in problem.sites)
-    problem = space.problem({"latency": problem.fixed["latency"] + 0.6 * layers}, {})
+    free = space.problem({}, {})
+    dense = free.fixed["latency"] + sum(site.options[0].costs["latency"] for site in free.sites)
+    problem = space.problem({"latency": (dense + least(free, "latency")) / 2}, {})
     solved = MilpSolver().solve(problem)
     assert solved.status == "optimal"
     return space.choices(problem, solved.picks)
