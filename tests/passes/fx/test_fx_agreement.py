@@ -169,7 +169,7 @@ def test_the_candidates_and_their_prices_agree(name: str, pair: Pair) -> None:
 def test_the_plans_agree(name: str, pair: Pair) -> None:
     theirs, mine = plan(name, 0), plan(name, 1)
     assert {names(pair)[layer]: choice for layer, choice in theirs.items()} == mine
-    assert sum(choice.format is not None for choice in mine.values()) >= 4
+    assert sum(choice.format is not None for choice in mine.values()) >= 3
 
 
 def test_networks_with_the_same_chains_agree(name: str, pair: Pair) -> None:
