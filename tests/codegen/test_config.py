@@ -18,6 +18,15 @@ def full(folder: Path) -> LowerConfig:
             "max_error": 0.01,
             "calib": f"{folder}/load.py:calibration",
             "eval": "/elsewhere/test.npz",
+            "train": f"{folder / 'load.py'}:train",
+            "epochs": 7,
+            "batch": 32,
+            "lr": 0.02,
+            "augment": "crop_flip",
+            "label_smoothing": 0.1,
+            "held_out": 0.2,
+            "device": "cpu",
+            "train_processes": 2,
             "samples": None,
             "shapes": {"a.b": (1, 3, 8, 8), "x": (2,)},
             "include": ("layer*",),
@@ -94,6 +103,7 @@ def test_input_files_name_what_else_is_read(tmp_path: Path) -> None:
     assert full(tmp_path).input_files() == {
         "calib": tmp_path / "load.py",
         "eval": Path("/elsewhere/test.npz"),
+        "train": tmp_path / "load.py",
         "plan": tmp_path / "plan.json",
         "target": tmp_path / "chip.toml",
     }
