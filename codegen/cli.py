@@ -43,7 +43,7 @@ def _commands() -> None:
 def lower(
     model: Annotated[
         Path | None,
-        typer.Argument(help="Network to lower (.onnx), or the config.toml of an earlier run."),
+        typer.Argument(help="Network to lower (.onnx or .pt2), or the config.toml of an earlier run."),
     ] = None,
     config: Annotated[Path | None, Option(help="Options from this config.toml; others given here win.")] = None,
     target: Annotated[
