@@ -111,6 +111,8 @@ class PlanSearch:
         self.stepper: Stepper | None = None
         self.feeds_of: FeedsOf = batched
         self.search: Search | None = None
+        self.training: TrainingSet | None = None
+        """What a solver that trains may use instead of the calibration samples."""
 
     def samples(self, count: int) -> list[Mapping[str, Any]]:
         """Up to ``count`` single inferences of the data."""
@@ -186,23 +188,32 @@ class PlanSearch:
         learned, bound = (None, 0.0) if self.search is None else (self.search.learned, self.search.bound)
         self.search = Search(
             solver, self.space, self.network, self._training(), self.stepper, feeds, correction, self.effort,
-            self.config.effort, self.config.seed, self.run_events, learned=learned, bound=bound,
+            self.config.effort, self.config.seed, self.run_events, self._device(), learned, bound,
         )  # fmt: skip
         budget = self.config.time_budget_s
         left = None if budget is None else max(budget - (time.perf_counter() - self.started), 0.0)
         return self.search.run(self.goals, left, self.refinement)
 
     def _training(self) -> TrainingSet:
-        """What a search may train on. InputError where the data's rows are no samples."""
+        """What a search may train on. InputError where the calibration samples cannot be trained on."""
         from passes.training.data import TrainingSet
 
+        if self.training is not None:
+            return self.training
         labels = self.data.labels
+        if labels is not None and (labels.ndim != 1 or labels.dtype.kind not in "iu"):
+            labels = None  # no classes: the dense network is what there is to learn from
         try:
-            return TrainingSet.of(self.data.feeds, None if labels is None or labels.ndim != 1 else labels)
+            return TrainingSet.of(self.data.feeds, labels)
         except ValueError as error:
-            raise InputError(
-                f"{self.data.source}: --solver {self.config.solver} cannot train on it: {error}"
-            ) from error
+            raise InputError(f"{self.data.source}: {self.config.solver} cannot train on it: {error}") from error
+
+    def _device(self) -> str:
+        """Where a search trains: as recovery does."""
+        from passes.training.devices import joined
+
+        with joined(self.config.device or "auto") as group:
+            return str(group.device)
 
     def _limits(self) -> dict[str, float]:
         return {b.metric: b.limit(self.before, self.target.clock_hz) for b in self.config.parsed_budgets}

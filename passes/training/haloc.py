@@ -160,7 +160,8 @@ class _Search:
         weights = [p for layer in self.layers.values() for p in layer.parameters()]
         chooser = torch.optim.AdamW([selection.theta], options.selection_lr)
         trainer = torch.optim.SGD(weights, options.weights_lr, options.momentum)
-        multipliers: Multipliers | None = None
+        scale = min(max(selection.price, 0.1), 100.0)
+        multipliers = Multipliers(selection.metrics, scale, options.damping, options.rate)
         total = 2 * options.rounds * self.steps
         done = 0
         first, second = (self._batches(half, k) for k, half in enumerate(self.halves))
@@ -178,10 +179,8 @@ class _Search:
                         self._choose(second_order(scores, drawn))
                         loss = self._loss(next(first))
                         value = _finite(loss)
-                        level = value if multipliers is None else 0.95 * level + 0.05 * value
+                        level = 0.95 * level + 0.05 * value if done else value
                         excess = selection.excess(scores.softmax(1))
-                        if multipliers is None:
-                            multipliers = self._multipliers()
                         whole = penalised(loss, list(excess.values()), options.power)
                         whole = whole + multipliers.penalty(excess, max(level, 1e-12))
                         chooser.zero_grad()
@@ -227,12 +226,6 @@ class _Search:
         while True:
             yield from half.epoch(number, self.batch, self.context.seed + stream, device=device)
             number += 1
-
-    def _multipliers(self) -> Multipliers:
-        """They start at the prices of the prior, in units of the loss."""
-        selection = self.selection
-        start = min(selection.price / max(selection.expected_error, 1e-30), 100.0)
-        return Multipliers(dict.fromkeys(selection.metrics, start), self.options.damping, self.options.rate)
 
 
 class _Kept:

@@ -26,13 +26,16 @@ Tensor = torch.Tensor
 _FAR = -1e4
 """The logit of an option that is none: sites have different numbers of them."""
 
+_REACH = 20.0
+"""No candidate's prior is further down than this: what AdamW learns in some hundred steps can bring it back."""
+
 
 class Selection:
     """The distributions of all sites of a problem; tables are (sites, options), padded.
 
     ``theta`` is what is learned. ``breadth`` is the effective number of candidates by site (the exponential of the
     mean entropy) that the prior leaves open; it prefers what is predicted to lose little, at costs that keep the
-    budgets on average.
+    budgets on average. ``price``: what the budgets are worth by that prediction, as a share of the expected error.
     """
 
     def __init__(self, problem: RankProblem, breadth: float, device: torch.device | None = None) -> None:
@@ -51,8 +54,8 @@ class Selection:
             for m in self.metrics:
                 shares[m][i, :count] = [o.costs[m] / _limit(problem, m) for o in site.options]
         self._fixed = {m: problem.fixed.get(m, 0.0) / _limit(problem, m) for m in self.metrics}
-        prior, self.price = _prior(errors, shares, self._fixed, self._valid, breadth)
-        self.expected_error = float((_softmax(prior) * errors).sum())
+        prior, price = _prior(errors, shares, self._fixed, self._valid, breadth)
+        self.price = price / max(float((_softmax(prior) * errors).sum()), 1e-30)
         self.prior = torch.tensor(prior, dtype=torch.float32, device=device)
         self.shares = {m: torch.tensor(s, dtype=torch.float32, device=device) for m, s in shares.items()}
         self.theta = torch.zeros(shape, device=device, requires_grad=True)
@@ -111,13 +114,14 @@ def penalised(loss: Tensor, excess: Sequence[Tensor], power: float) -> Tensor:
 class Multipliers:
     """One multiplier per budget, raised while the expected cost is over it and lowered while it is under.
 
-    The augmented Lagrangian of inequalities (Hestenes 1969; Rockafellar 1973): its slope at an excess e is
-    max(0, multiplier + damping x e), in units of the loss.
+    The augmented Lagrangian of inequalities (Hestenes 1969; Rockafellar 1973): the slope at a relative excess e is
+    max(0, multiplier + damping x scale x e), and each step adds rate x scale x e to the multiplier. It starts at
+    ``scale``, which should be about what the budget is worth.
     """
 
-    def __init__(self, start: dict[str, float], damping: float, rate: float) -> None:
-        self.values = dict(start)
-        self.damping, self.rate = damping, rate
+    def __init__(self, metrics: Sequence[str], scale: float, damping: float, rate: float) -> None:
+        self.values = dict.fromkeys(metrics, scale)
+        self.damping, self.rate = damping * scale, rate * scale
 
     def penalty(self, excess: dict[str, Tensor], unit: float) -> Tensor:
         """What is added to the loss, where losses are about ``unit`` in size."""
@@ -145,17 +149,20 @@ def _softmax(logits: Array) -> Array:
 def _prior(
     errors: Array, shares: dict[str, Array], fixed: dict[str, float], valid: Array, breadth: float
 ) -> tuple[Array, float]:
-    """Logits -(error + price x summed shares) / width, and the price.
+    """Logits -(error + price x summed shares) / width, compressed into the reach of what is learned; and the price.
 
     The price is the least at which every expected cost keeps its budget, the width that at which ``breadth``
-    candidates are open in the mean; both by bisection. Where no price is enough, the largest.
+    candidates are open in the mean; both by bisection. Where no price is enough, the largest. The price that is
+    returned is that of the relaxed problem itself, at no width.
     """
     open_sites = valid.sum(1) > 1
     cost = sum(shares.values(), np.zeros_like(errors))
     unit = float(errors.max() - errors.min()) or 1.0
 
     def logits(width: float, price: float) -> Array:
-        return np.where(valid, -(errors + price * cost) / width, _FAR)
+        raw = np.where(valid, -(errors + price * cost) / width, -np.inf)
+        raw = raw - raw.max(axis=1, keepdims=True)
+        return np.where(valid, _REACH * np.expm1(raw / _REACH), _FAR)
 
     def kept(p: Array) -> bool:
         return all(float((p * s).sum()) + fixed[m] <= 1 for m, s in shares.items())
@@ -164,7 +171,7 @@ def _prior(
         low, high = 1e-6 * unit, 1e9 * unit
         if kept(_softmax(logits(width, 0.0))):
             return logits(width, 0.0), 0.0
-        for _ in range(60):
+        for _ in range(24):  # to a millionth
             middle = float(np.sqrt(low * high))
             low, high = (low, middle) if kept(_softmax(logits(width, middle))) else (middle, high)
         return logits(width, high), high
@@ -176,7 +183,7 @@ def _prior(
         return float(np.exp(entropy[open_sites].mean()))
 
     low, high = 1e-9 * unit, 1e3 * unit
-    for _ in range(40):
+    for _ in range(16):  # to a thousandth
         middle = float(np.sqrt(low * high))
         low, high = (low, middle) if openness(_softmax(priced(middle)[0])) > breadth else (middle, high)
-    return priced(low)
+    return priced(low)[0], priced(1e-6 * unit)[1]
