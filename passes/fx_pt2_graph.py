@@ -7,6 +7,7 @@ name, private ones and those that open files are refused, and the expressions of
 from __future__ import annotations
 
 import keyword
+import math
 import operator
 import re
 from collections.abc import Mapping, Sequence
@@ -250,6 +251,8 @@ class _Writer:
         if kind in ("as_optional_tensors", "as_optional_tensor"):
             found = [self._argument(part, target) for part in (content if isinstance(content, list) else [content])]
             return found if isinstance(content, list) else found[0]
+        if kind == "as_float" and content in _SPECIAL:
+            return _SPECIAL[content]
         if kind in _PLAIN and _is_plain(content, _PLAIN[kind]):
             return content
         if kind in ("as_sym_int", "as_sym_bool", "as_sym_float"):
@@ -305,6 +308,8 @@ class _Writer:
         return _DTYPES[self.graph_json["tensor_values"][name]["dtype"]]
 
 
+_SPECIAL = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
+"""Numbers that JSON has no way to write."""
 _PLAIN: dict[str, type | tuple[type, ...]] = {
     **{"as_int": int, "as_ints": int, "as_bool": bool, "as_bools": bool, "as_string": str, "as_strings": str},
     **{"as_float": (int, float), "as_floats": (int, float), "as_int_lists": int},

@@ -172,7 +172,7 @@ def _in_order(net: Network, examples: Examples) -> tuple[torch.Tensor, ...]:
 
 
 def name_nodes(net: Network, names: Mapping[fx.Node, str] | None = None) -> None:
-    """Gives every node its label: its module's path, else the path of what it reads ``weight`` of, else its own name.
+    """Labels every node: its module's path, else the path of the layer whose ``weight`` it reads, else its own name.
 
     ``names`` come before those. Where several nodes would have one name, the first has it and the others a number.
     """
@@ -200,9 +200,12 @@ def is_named(net: Network, node: fx.Node) -> bool:
 def _wanted(net: Network, node: fx.Node) -> str:
     if node.op == "call_module":
         return str(node.target)
-    if node.op in ("call_function", "call_method") and torch_name(net, node) not in ("getitem",):
-        for read in node.all_input_nodes:
+    if node.op in ("call_function", "call_method") and is_named(net, node):
+        todo = [read for read in node.all_input_nodes if net.is_stored(read)]
+        while todo:
+            read = todo.pop(0)
             path, _, name = str(read.target).rpartition(".")
             if read.op == "get_attr" and name == "weight" and path and len(read.users) == 1:
                 return path
+            todo.extend(read.all_input_nodes)
     return node.name

@@ -107,6 +107,16 @@ def test_sites_have_the_names_weights_and_ties_of_the_module(tmp_path: Path) -> 
     np.testing.assert_array_equal(sites[0].stage.weight, net().conv.weight.detach().numpy())
 
 
+def test_numbers_that_json_cannot_write_are_read(tmp_path: Path) -> None:
+    class Masked(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.masked_fill(x < 0, float("-inf")).softmax(1)
+
+    path, x = tmp_path / "masked.pt2", torch.tensor([[-1.0, 2.0, 3.0]])
+    torch.export.save(torch.export.export(Masked(), (x,)), path)
+    np.testing.assert_allclose(FxGraph.read(path).run({"x": x.numpy()})[0], Masked()(x).numpy(), rtol=1e-6)
+
+
 def test_shapes_that_do_not_fit_are_told(tmp_path: Path) -> None:
     path = written(tmp_path)
     for shapes, reason in (

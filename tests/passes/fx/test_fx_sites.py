@@ -195,6 +195,7 @@ def test_a_subclass_is_a_site_with_the_weight_that_it_uses() -> None:
     layer = Scaled(3, 4, 3, padding=1)
     site = check_single_site(traced(nn.Sequential(layer), 1, 3, 6, 6))
     np.testing.assert_array_equal(site.stage.weight, 2 * layer.weight.detach().numpy())
+    assert site.name == "0"
 
 
 def test_a_parametrized_layer_is_a_site_with_the_weight_that_it_has() -> None:
