@@ -111,10 +111,8 @@ def test_accuracy_rises_within_the_budget(tmp_path: Path, files: Path, emitter: 
     assert recovery["samples"] + recovery["held_out"] == report["data"]["training"]["samples"] == 1078
     best = recovery["curve"][recovery["best_epoch"] - 1]
     assert recovery["after"] == best["held_out"] == max(row["held_out"] for row in recovery["curve"])
-    assert recovery["dense"] > 0.95 and set(recovery["normalized"]) >= {
-        "/block1/first/Conv",
-        "/down2/conv/Conv/channel_svd_in_0",
-    }
+    assert recovery["dense"] > 0.95
+    assert {"/down2/conv/Conv/channel_svd_in_0", "/down2/conv/Conv/channel_svd_in_1"} <= set(recovery["normalized"])
     assert any("samples of --train" in note["text"] for note in report["notes"])
 
     page = (tmp_path / "out" / "report.html").read_text()
