@@ -106,7 +106,11 @@ def _missed(report: dict[str, Any]) -> Iterator[str]:
         yield f"the output error is {error['relative_l2']:.3g}, the limit {error['limit']:.3g}"
 
 
-# Imported on first use: they bring torch and onnxruntime, which take seconds.
+def _driver() -> Any:
+    """Imported on first use: it brings torch and onnxruntime, which take seconds."""
+    import codegen.driver
+
+    return codegen.driver
 
 
 def _lowered(config: LowerConfig, watcher: Events) -> LowerResult:
@@ -114,9 +118,8 @@ def _lowered(config: LowerConfig, watcher: Events) -> LowerResult:
         from codegen.torch_models import lower_pt2
 
         return lower_pt2(config, watcher).result
-    from codegen.driver import lower
-
-    return lower(config, watcher)
+    result: LowerResult = _driver().lower(config, watcher)
+    return result
 
 
 def _inspected(config: LowerConfig, watcher: Events) -> list[InspectRow]:
@@ -125,9 +128,8 @@ def _inspected(config: LowerConfig, watcher: Events) -> list[InspectRow]:
 
         with tempfile.TemporaryDirectory(prefix="rankc-") as folder:
             return inspect_pt2(config, watcher, Path(folder))
-    from codegen.driver import inspect
-
-    return inspect(config, watcher)
+    rows: list[InspectRow] = _driver().inspect(config, watcher)
+    return rows
 
 
 def _what_next(config: LowerConfig | None) -> str:
