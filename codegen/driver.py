@@ -233,7 +233,7 @@ def _unharmful(
 def _recovered(search: PlanSearch, recovery: Recovery, made: _Made, workspace: Workspace) -> _Made:
     """The settled network with trained weights; as it was where training made it no better. Nothing is emitted."""
     run, found = search.run_events, made.found
-    if not found.chains:
+    if all(choice.format is None for choice in found.choices.values()):
         run.note("no recovery: no layer was rewritten")
         return made
     assert search.space is not None

@@ -102,7 +102,8 @@ class InPlace(nn.Module):
         y = torch.relu_(self.a(x))
         z = self.b(y)
         out: torch.Tensor = self.c(z)
-        return z.add_(1.0) + out
+        total: torch.Tensor = z.add_(1.0) + out
+        return total
 
 
 def in_place() -> TrainableNetwork:
