@@ -168,7 +168,7 @@ def test_a_configuration_runs_again_and_options_win(
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ("", "nothing to lower: give a network (.onnx) or --config config.toml"),
+        ("", "nothing to lower: give a network (.onnx, .pt2) or --config config.toml"),
         ("n.onnx", "no output folder: give -o DIR"),
         ("n.onnx -o o --latncy 60%", "No such option: --latncy"),
         ("n.onnx -o o --latency", "Option '--latency' requires an argument"),
