@@ -4,6 +4,7 @@ BUILTIN = {
     "ptq-resnet20": "codegen.bench.ptq_resnet20:PtqResnet20",
     "error-models": "codegen.bench.error_models:ErrorModels",
     "solver": "codegen.bench.solver:Solver",
+    "solvers-haloc": "codegen.bench.solvers_haloc:SolversHaloc",
     "lower-time": "codegen.bench.lower_time:LowerTime",
     "asic-pricing": "codegen.bench.asic_pricing:AsicPricing",
     "asic-engine": "codegen.bench.asic_engine:AsicEngine",

@@ -27,7 +27,12 @@ def bench(
     ] = None,
     data: Annotated[Path | None, Option(help="Folder of the data. [../shared/data beside the checkout]")] = None,
     rows: Annotated[str | None, Option(help="ptq-resnet20: which of its rows, such as ac. [abcd]")] = None,
-    budgets: Annotated[str | None, Option(help="ptq-resnet20: latency budgets in percent. [90,80,70,60,50]")] = None,
+    budgets: Annotated[
+        str | None, Option(help="Latency budgets in percent: ptq-resnet20 [90,80,70,60,50], solvers-haloc [70,50].")
+    ] = None,
+    samples: Annotated[
+        int | None, Option(min=2, help="solvers-haloc: training images for the search by gradient. [4000]")
+    ] = None,
     limits: Annotated[
         str | None, Option(help="cpu-resnet20: budgets, a run of lower each. [latency=50%,macs=28%]")
     ] = None,
@@ -76,7 +81,7 @@ def bench(
             "models": models, "data": data, "rows": rows, "target": target, "effort": effort, "images": images,
             "plans": plans, "corrected": corrected, "seed": seed, "layers": layers, "repeats": repeats,
             "dataflow": dataflow, "scalesim_python": scalesim_python, "output": output, "reference": reference,
-            "bits": bits, "database": database,
+            "bits": bits, "database": database, "samples": samples,
             "limits": None if limits is None else tuple(part.strip() for part in limits.split(",")),
             "budgets": None if budgets is None else percentages(budgets),
             "networks": None if networks is None else tuple(part.strip() for part in networks.split(",")),
