@@ -293,11 +293,11 @@ def test_under_torchrun_lower_says_what_to_do(tmp_path: Path, files: Path, monke
         run(tmp_path / "out", files)
 
 
-def test_the_command_line_knows_the_options(tmp_path: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_knows_the_options(tmp_path: Path, files: Path, capfd: pytest.CaptureFixture[str]) -> None:
     arguments = ["lower", str(DIGITS), "-o", str(tmp_path / "out"), "--train", str(files / "train.npz")]
     with pytest.raises(SystemExit) as end:
         cli.main([*arguments, "--lr", "-1"])
-    assert end.value.code == 2 and "--lr" in capsys.readouterr().err
+    assert end.value.code == 2 and "--lr" in capfd.readouterr().err
     with pytest.raises(SystemExit) as end:
         cli.main(
             [
@@ -308,7 +308,7 @@ def test_the_command_line_knows_the_options(tmp_path: Path, files: Path, capsys:
             ]
         )
     assert end.value.code == 0
-    out, err = capsys.readouterr()
+    out, err = capfd.readouterr()
     options = json.loads(out)["recovery"]["options"]
     assert err == ""
     wanted = {"epochs": 1, "batch": 128, "lr": 0.01, "augment": "flip", "label_smoothing": 0.1, "held_out": 0.2}
