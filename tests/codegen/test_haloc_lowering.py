@@ -47,7 +47,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shape = [d.dim_value for d in image.type.tensor_type.shape.dim][1:]
     noise = rng.standard_normal((64, *shape)).astype(np.float32)
     path = tmp_path_factory.mktemp("data") / "calib.npz"
-    np.savez(path, **{image.name: noise + np.roll(noise, 1, -1) + np.roll(noise, 1, -2)})
+    inputs: dict[str, Any] = {image.name: noise + np.roll(noise, 1, -1) + np.roll(noise, 1, -2)}
+    np.savez(path, **inputs)
     return path
 
 

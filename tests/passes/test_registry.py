@@ -54,7 +54,7 @@ def test_everything_built_in_loads_under_its_own_name() -> None:
 def test_an_unknown_name_lists_what_there_is() -> None:
     with pytest.raises(UsageError) as caught:
         SOLVERS.load("milq")
-    assert str(caught.value) == "unknown solver 'milq' (did you mean milp?); there are: milp, uniform"
+    assert str(caught.value) == "unknown solver 'milq' (did you mean milp?); there are: milp, uniform, haloc"
     with pytest.raises(UsageError, match=r"^unknown pass 'xyz'; there are: fold-batchnorm, drop-identities"):
         PASSES.load("xyz")
 

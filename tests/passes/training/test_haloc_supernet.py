@@ -131,8 +131,8 @@ def test_a_small_rank_leaves_the_rest_of_the_factors_alone() -> None:
     layer.gate = one_hot(len(options), 2)
     x = torch.randn(2, 6, 9, 10, generator=torch.Generator().manual_seed(1))
     layer(x).square().sum().backward()
-    (shared,) = layer.shared
-    inner, outer = (p.grad for p in shared.factors)
+    inner, outer = (p.grad for p in layer.shared.parameters())
+    assert inner is not None and outer is not None
     assert float(inner[:, :2].abs().min()) > 0 and float(outer[:, :, :2].abs().min()) > 0
     assert not inner[:, 2:].any() and not outer[:, :, 2:].any()
     assert layer.weight.grad is None, "the dense weight is beside them"
