@@ -47,6 +47,7 @@ REPORT = {
     "output_error": {"relative_l2": None, "limit": None, "data": "", "samples": 0},
     "program": None,
     "measurement": None,
+    "recovery": None,
 }
 
 Lower = Callable[[LowerConfig, Events], LowerResult]
