@@ -6,7 +6,7 @@ read -> canonicalize -> sites -> candidates -> price and error -> solve -> facto
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,12 @@ _CORRECTIONS = 2
 """How often a plan is searched anew because the emitted program takes more than the price list said."""
 
 
-def lower(config: LowerConfig, events: Events) -> LowerResult:
-    """Carries out one run and writes its output folder, whole or not at all.
+Finish = Callable[[Path, dict[str, Any]], dict[str, Any]]
+"""What a caller adds to the complete staging folder: takes it and the report, returns the report as it stands then."""
+
+
+def lower(config: LowerConfig, events: Events, finish: Finish | None = None) -> LowerResult:
+    """Carries out one run and writes its output folder, whole or not at all; ``finish`` is part of the whole.
 
     Raises RankcError for everything that a person can mend; ``missed`` in the result means exit code 3.
     """
@@ -65,12 +69,12 @@ def lower(config: LowerConfig, events: Events) -> LowerResult:
     check_output(config.output, force=config.force, resume=config.resume)
     target = parse_target(config.target).under(config.tuning)
     try:
-        return _lower(config, target, run)
+        return _lower(config, target, run, finish)
     finally:
         target.close()
 
 
-def _lower(config: LowerConfig, target: Target, run: RecordingEvents) -> LowerResult:
+def _lower(config: LowerConfig, target: Target, run: RecordingEvents, finish: Finish | None) -> LowerResult:
     assert config.output is not None
     for budget in config.parsed_budgets:
         if budget.metric not in target.metrics:
@@ -132,6 +136,8 @@ def _lower(config: LowerConfig, target: Target, run: RecordingEvents) -> LowerRe
             errors_bind=_errors_bind(search), recovery=made.recovery, training=recovery.data if recovery else None,
         )  # fmt: skip
         report = write_results(facts, workspace.staging)
+        if finish is not None:
+            report = finish(workspace.staging, report)
         with run.stage("commit"):
             workspace.commit()
     missed = any(not b["met"] for b in report["budgets"])
