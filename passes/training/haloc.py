@@ -45,16 +45,19 @@ _SOLVER_S = 30.0
 class HalocOptions:
     """The recipe of a search.
 
-    ``rounds`` of a pass over the selection and one over the weights, ``steps`` of ``batch`` samples each; ``macs``
-    bounds the multiply-adds of all of them. The temperature falls geometrically from ``hot`` to ``cold``. ``power`` is
-    that of (cost / budget) while it is exceeded. ``breadth`` candidates a site are open at the start. ``features``
-    weighs the feature maps; ``softness`` and ``labels`` are the temperature of distillation and the weight of the
-    labels' cross entropy. ``damping`` and ``rate`` are those of the multipliers.
+    ``rounds`` of a pass over the selection and one over the weights, ``steps`` of ``batch`` samples each, in ``draws``
+    parts with a network drawn for each; ``macs`` bounds the multiply-adds of all of them. The temperature falls
+    geometrically from ``hot`` to ``cold``. ``power`` is that of (cost / budget) while it is exceeded. ``breadth``
+    candidates a site are open at the start. ``features`` weighs the feature maps; ``softness`` and ``labels`` are the
+    temperature of distillation and the weight of the labels' cross entropy. ``damping`` and ``rate`` are those of the
+    multipliers. ``trust``: shares of the way from hot to cold at which the learned distribution gives a plan; the one
+    whose network loses least is taken.
     """
 
     rounds: int = 12
     steps: int = 32
     batch: int = 64
+    draws: int = 4
     macs: float = 3e13
     selection_lr: float = 1e-2
     weights_lr: float = 1e-2
@@ -69,6 +72,7 @@ class HalocOptions:
     labels: float = 0.5
     damping: float = 20.0
     rate: float = 1.0
+    trust: tuple[float, ...] = (0.0, 0.4, 0.6, 0.8, 1.0)
 
     def temperature(self, done: float) -> float:
         """After a share ``done`` of all steps."""
@@ -104,10 +108,19 @@ class HalocSolver:
             return replace(exact, solver=self.name)
         options = self.options or EFFORTS[context.effort]
         if time_limit_s is not None and time_limit_s <= 0:
-            return self._plan(problem, exact, _rows(Selection(problem, options.breadth), options.hot))
-        return self._plan(problem, exact, _Search(problem, context, options, time_limit_s).run())
+            return self._plan(problem, exact, Selection(problem, options.breadth), options.hot)
+        search = _Search(problem, context, options, time_limit_s)
+        end = options.temperature(search.run())
+        plans: dict[tuple[int, ...], RankPlan] = {}
+        for share in options.trust:
+            plan = self._plan(problem, exact, search.selection, options.hot * (end / options.hot) ** share)
+            plans.setdefault(plan.picks, plan)
+        losses = {picks: context.evaluate(picks) for picks in plans} if len(plans) > 1 else {}
+        known = {picks: loss for picks, loss in losses.items() if math.isfinite(loss)}
+        return plans[min(known, key=known.__getitem__)] if known else list(plans.values())[-1]
 
-    def _plan(self, problem: RankProblem, exact: RankPlan, learned: list[list[float]]) -> RankPlan:
+    def _plan(self, problem: RankProblem, exact: RankPlan, selection: Selection, temperature: float) -> RankPlan:
+        learned = _rows(selection, temperature)
         chosen = MilpSolver().solve(preferring(problem, learned), _SOLVER_S)
         value = problem.total(chosen.picks, "error")
         return RankPlan(
@@ -152,11 +165,11 @@ class _Search:
         self.selection = Selection(problem, options.breadth, device)
         self.steps, self.batch = _affordable_steps(self.supernet, options)
 
-    def run(self) -> list[list[float]]:
-        """What was learned: -log p of every option."""
+    def run(self) -> float:
+        """Trains the selection; returns the share of the steps that was done."""
         options, selection = self.options, self.selection
         if not self.layers:  # no site that gradients reach: the prediction is all that is known
-            return _rows(selection, options.hot)
+            return 0.0
         weights = [p for layer in self.layers.values() for p in layer.parameters()]
         chooser = torch.optim.AdamW([selection.theta], options.selection_lr)
         trainer = torch.optim.SGD(weights, options.weights_lr, options.momentum)
@@ -171,37 +184,56 @@ class _Search:
             for phase in range(2):
                 for _ in range(self.steps):
                     if time.monotonic() > self.until:
-                        return _rows(selection, options.temperature(done / total))
+                        return done / total
                     temperature = options.temperature(done / max(total - 1, 1))
-                    drawn = selection.draw(temperature, draws)
                     if phase == 0:
                         scores = selection.scores(temperature)
-                        self._choose(second_order(scores, drawn))
-                        loss = self._loss(next(first))
-                        value = _finite(loss)
-                        level = 0.95 * level + 0.05 * value if done else value
                         excess = selection.excess(scores.softmax(1))
+                        value, slope = self._slope(scores, next(first), draws)
+                        level = 0.95 * level + 0.05 * value if done else value
+                        loss = _carried(value, slope, scores)
                         whole = penalised(loss, list(excess.values()), options.power)
                         whole = whole + multipliers.penalty(excess, max(level, 1e-12))
-                        chooser.zero_grad()
                         (selection.theta.grad,) = torch.autograd.grad(whole, [selection.theta])
                         chooser.step()
                         multipliers.step(excess)
                         note = ", ".join(f"{m} {float(r.detach()):.1%} of its budget" for m, r in excess.items())
                     else:
-                        self._choose(drawn)
-                        loss = self._loss(next(second), features=True)
-                        value = _finite(loss)
+                        trainer.zero_grad(set_to_none=True)
+                        value = 0.0
+                        parts = self._parts(next(second))
+                        for part in parts:
+                            self._choose(selection.draw(temperature, draws))
+                            loss = self._loss(part, features=True) / len(parts)
+                            value += _finite(loss)
+                            loss.backward()  # type: ignore[no-untyped-call]
                         for group in trainer.param_groups:
                             group["lr"] = options.weights_lr * 0.5 * (1 + math.cos(math.pi * done / total))
-                        trainer.zero_grad(set_to_none=True)
-                        loss.backward()  # type: ignore[no-untyped-call]
                         nn.utils.clip_grad_norm_(weights, options.clip_norm)
                         trainer.step()
                         note = f"temperature {temperature:.2g}, loss {value:.3g}"
                     done += 1
                     self.context.progress(done, total, note)
-        return _rows(selection, options.cold)
+        return 1.0
+
+    def _slope(self, scores: Tensor, batch: Batch, draws: torch.Generator) -> tuple[float, Tensor]:
+        """The mean loss over some draws, each on its part of the batch, and its estimated gradient in the scores."""
+        fixed = scores.detach()
+        slope, value = torch.zeros_like(fixed), 0.0
+        parts = self._parts(batch)
+        for part in parts:
+            own = fixed.clone().requires_grad_()
+            self._choose(second_order(own, self.selection.draw_from(fixed, draws)))
+            loss = self._loss(part) / len(parts)
+            value += _finite(loss)
+            slope += torch.autograd.grad(loss, [own])[0]
+        return value, slope
+
+    def _parts(self, batch: Batch) -> list[Batch]:
+        """A step's samples in as many parts as there are draws."""
+        count = min(self.options.draws, len(next(iter(batch.values()))))
+        split = {name: x.tensor_split(count) for name, x in batch.items()}
+        return [{name: parts[k] for name, parts in split.items()} for k in range(count)]
 
     def _choose(self, gates: Tensor) -> None:
         for index, site in enumerate(self.problem.sites):
@@ -274,6 +306,12 @@ def _affordable_steps(network: TrainableNetwork, options: HalocOptions) -> tuple
     passes = 2 * options.rounds
     batch = int(min(options.batch, max(samples / (passes * options.steps), min(8, options.batch))))
     return int(min(options.steps, max(samples / (passes * batch), 1))), batch
+
+
+def _carried(value: float, slope: Tensor, scores: Tensor) -> Tensor:
+    """A loss of this value and this gradient in the scores."""
+    linear = (slope * scores).sum()
+    return value + linear - linear.detach()
 
 
 def _rows(selection: Selection, temperature: float) -> list[list[float]]:

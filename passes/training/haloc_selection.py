@@ -74,11 +74,15 @@ class Selection:
     def draw(self, temperature: float, generator: torch.Generator) -> Tensor:
         """One option per site, as rows (sites, options) of a single 1."""
         with torch.no_grad():
-            scores = self.scores(temperature)
-            uniform = torch.rand(scores.shape, generator=generator, dtype=torch.float64).clamp_min(1e-300)
-            gumbel = -(-uniform.log()).log()
-            picked = (scores.double() + gumbel.to(scores.device)).argmax(1)
-            return torch.nn.functional.one_hot(picked, scores.shape[1]).to(scores.dtype)
+            return self.draw_from(self.scores(temperature), generator)
+
+    @staticmethod
+    def draw_from(scores: Tensor, generator: torch.Generator) -> Tensor:
+        """The same from logits."""
+        uniform = torch.rand(scores.shape, generator=generator, dtype=torch.float64).clamp_min(1e-300)
+        gumbel = -(-uniform.log()).log()
+        picked = (scores.double() + gumbel.to(scores.device)).argmax(1)
+        return torch.nn.functional.one_hot(picked, scores.shape[1]).to(scores.dtype)
 
     def preferences(self, temperature: float) -> list[Array]:
         """-log p of every option, an array per site."""

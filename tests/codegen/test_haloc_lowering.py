@@ -91,7 +91,7 @@ def test_emitted_files_over_the_budget_do_not_train_a_second_time(
     trained: list[str] = []
     inner = haloc._Search.run
 
-    def counted(self: haloc._Search) -> list[list[float]]:
+    def counted(self: haloc._Search) -> float:
         trained.append("once")
         return inner(self)
 
