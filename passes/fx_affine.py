@@ -117,7 +117,10 @@ def _has_more_arguments(node: fx.Node) -> bool:
 
 
 def _elementwise(net: Network, spot: Spot, node: fx.Node, sign: str) -> Pair:
-    first, second = (*node.args, *node.kwargs.values())
+    given = bound(node, ("input", "other"))
+    if set(given) != {"input", "other"}:
+        raise Refusal("its operands are not called input and other")
+    first, second = given["input"], given["other"]
     leads = first is spot.target
     operand = second if leads else first
     c = _along(net, spot, operand)

@@ -43,7 +43,8 @@ def _passes_on(net: Network, node: fx.Node, changes_in_place: bool) -> str:
     if name in ("clone", "liftfreshcopy"):
         return "" if changes_in_place else "copies its input"
     if name in ("to", "float", "double", "half", "type", "tocopy"):
-        return "" if changes_in_place and name == "tocopy" else "casts to the type it has"
+        copies = name == "tocopy" or node.kwargs.get("copy") or True in node.args[1:]
+        return "" if changes_in_place and copies else "casts to the type it has"
     if name in ("cat", "concat"):
         return "" if changes_in_place else "has one input"
     if name == "permute":

@@ -77,13 +77,13 @@ def to_onnx(
                 output_names=list(output_names),
                 dynamic_axes=axes,
             )
+        model = onnx.load_model_from_string(file.getvalue())
+        _own_initializers(model.graph)
+        _name_layers(model.graph)
+        onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # the exporter lets through whatever it meets
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UnsupportedError(f"{type(module).__name__} cannot be exported to ONNX: {reason}") from error
-    model = onnx.load_model_from_string(file.getvalue())
-    _own_initializers(model.graph)
-    _name_layers(model.graph)
-    onnx.checker.check_model(model, full_check=True)
     leaves = [leaf for leaf in pytree.tree_leaves(expected) if isinstance(leaf, Tensor)]
     _verify(model, dict(zip(input_names, given, strict=True)), leaves)
     return model

@@ -93,7 +93,8 @@ def _opened(path: Path, file: zipfile.ZipFile) -> _Archive:
     infos = file.infolist()
     roots = {info.filename.partition("/")[0] for info in infos}
     size = path.stat().st_size
-    if any(info.compress_type != zipfile.ZIP_STORED or info.file_size > size for info in infos):
+    # Records that overlap would unpack to more than the file holds.
+    if any(i.compress_type != zipfile.ZIP_STORED for i in infos) or sum(i.file_size for i in infos) > size:
         raise InputError(f"{path} holds compressed records, which torch does not write; {_EXPORT}")
     if len(roots) != 1:
         raise InputError(f"{path} is no .pt2 file; {_EXPORT}")

@@ -208,7 +208,8 @@ def _product(net: Network, node: fx.Node, name: str) -> _Layer:
         return _Layer(given["input"], weight, key, Stage(floats(weight), _bias(bias)), -1)
     if name == "addmm":
         return _addmm(net, node)
-    first, second = list(bound(node, ("input", "other", "mat2")).values())[:2]
+    given = bound(node, ("input", "other"))
+    first, second = given.get("input"), given.get("other", given.get("mat2"))
     stored = [isinstance(operand, fx.Node) and net.is_stored(operand) for operand in (first, second)]
     if all(stored):
         raise Refusal("both operands are constant")

@@ -105,6 +105,19 @@ def test_stage_layers_come_out_as_plain_layers() -> None:
     assert {t.name for t in model.graph.initializer} == {"0.weight", "0.bias", "1.weight", "1.bias"}
 
 
+def test_types_that_onnx_does_not_have_are_said_in_a_line() -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1).bfloat16()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.first(x).bfloat16()).float()
+
+    with pytest.raises(UnsupportedError, match="Half cannot be exported to ONNX: "):
+        to_onnx(Half(), [torch.randn(2, 3, 5, 5)], ["x"], ["y"])
+
+
 def test_what_the_exporter_cannot_do_is_said_in_a_line() -> None:
     class Odd(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

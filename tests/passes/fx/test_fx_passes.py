@@ -71,6 +71,7 @@ AFFINES = {
     "mul": (lambda s, x: s.gain * s.conv(x), {"Conv": 1, "Mul": 1}),
     "in place": (lambda s, x: s.conv(x).mul_(s.gain).add_(0.5), {"Conv": 1, "Mul": 1, "Add": 1}),
     "scalars": (lambda s, x: (1 - s.conv(x)) / s.scalar, {"Conv": 1, "Sub": 1, "Div": 1}),
+    "named in another order": (lambda s, x: torch.sub(other=s.gain, input=s.conv(x)), {"Conv": 1, "Sub": 1}),
     "linear": (lambda s, x: s.fc(x[:, 0, 0]) * s.gain.view(4), {"Slice": 1, "Gemm": 1, "Mul": 1}),
 }
 
@@ -141,6 +142,7 @@ KEPT = {
     "default dropout": lambda s, x: F.relu(F.dropout(s.conv(x))),
     "a real cast": lambda s, x: s.conv(x).to(torch.float64),
     "a copy that shields": lambda s, x: (y := s.conv(x)).clone().relu_() + y,
+    "a cast that shields": lambda s, x: (y := s.conv(x)).to(torch.float32, copy=True).relu_() + y,
     "input to output": lambda s, x: (x.detach(), s.conv(x)),
 }
 

@@ -109,6 +109,7 @@ FUNCTIONS = {
     "matmul": (lambda s, x: x @ s.w, normal(4, 6), (2, 3, 4)),
     "method": (lambda s, x: x.matmul(s.w.permute(1, 0)), normal(6, 4), (2, 3, 4)),
     "left": (lambda s, x: torch.matmul(s.w, x), normal(6, 4), (2, 4, 3)),
+    "named in another order": (lambda s, x: torch.matmul(other=s.w, input=x), normal(4, 4), (4, 4)),
     "mm": (lambda s, x: torch.mm(x, s.w), normal(4, 6), (3, 4)),
     "addmm": (lambda s, x: torch.addmm(s.b, x, s.w, beta=2, alpha=0.5), normal(4, 6), (3, 4)),
     "computed from constants": (lambda s, x: F.linear(x, s.w / s.w.norm(dim=1, keepdim=True)), normal(6, 4), (2, 4)),
