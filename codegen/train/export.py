@@ -55,13 +55,14 @@ def with_metadata(model: onnx.ModelProto, facts: Mapping[str, Any]) -> onnx.Mode
 
 def verify(path: Path, module: nn.Module, data: TrainingSet, samples: int = 64) -> dict[str, Any]:
     """The file run by onnxruntime against the module, on the first samples; VerificationError where they differ."""
-    batch = data.take(torch.arange(min(samples, len(data))))
+    samples = min(samples, len(data))
+    batch = data.take(torch.arange(samples))
     inputs = [x.cpu() for name, x in batch.items() if name != LABELS]
     module = ordinary(module).cpu().eval()
     with torch.no_grad():
         wanted = module(*inputs)
     first = (wanted[0] if isinstance(wanted, tuple | list) else wanted).numpy().astype(np.float64)
-    found = next(run(path, data, min(samples, len(data)), min(samples, len(data)))).astype(np.float64)
+    found = np.concatenate(list(run(path, data, samples, samples))).astype(np.float64)
     norm = float(np.linalg.norm(first))
     relative = float(np.linalg.norm(found - first)) / norm if norm else float(np.linalg.norm(found))
     worst = float(np.abs(found - first).max())
@@ -81,13 +82,21 @@ def top1(path: Path, data: TrainingSet) -> float:
 
 
 def run(path: Path, data: TrainingSet, samples: int, batch: int = 250) -> Iterator[Array]:
-    """The file's first output, batch by batch."""
+    """The file's first output, batch by batch, a row a sample.
+
+    A file of a fixed batch gets batches of that size; the last one is filled up with its last sample, and what comes
+    out for the filling is dropped.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [spec.name for spec in session.get_inputs()]
-    for start in range(0, samples, batch):
-        part = data.take(torch.arange(start, min(start + batch, samples)))
-        yield session.run(None, {name: part[name].cpu().numpy() for name in names})[0]
+    fixed = [spec.shape[0] for spec in session.get_inputs() if spec.shape and isinstance(spec.shape[0], int)]
+    step = fixed[0] if fixed else batch
+    for start in range(0, samples, step):
+        count = min(step, samples - start)
+        part = data.take(torch.arange(start, start + (step if fixed else count)).clamp_max(samples - 1))
+        found = session.run(None, {name: part[name].cpu().numpy() for name in names})[0]
+        yield found[:count] if count < step and fixed else found

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import nn
@@ -13,6 +14,7 @@ from codegen.train.config import TrainConfig
 from codegen.train.network import Source
 from passes.core.cost import Cost
 from passes.core.site import Chain, Site
+from passes.errors import UsageError
 from passes.graph import Note
 from passes.training.data import TrainingSet
 from passes.training.elrt import Elrt, given_ranks, scratch_layers, uniform_ranks
@@ -46,7 +48,8 @@ class Phase:
 
 @dataclass(eq=False)
 class Work:
-    """What a method works on. ``sites`` are the layers to factorize; ``notes`` says why others are kept."""
+    """What a method works on. ``sites`` are the layers to factorize; ``notes`` says why others are kept; ``warn`` is
+    told what the user should know of."""
 
     config: TrainConfig
     source: Source
@@ -54,6 +57,7 @@ class Work:
     sites: tuple[Site, ...]
     data: TrainingSet
     notes: list[Note] = field(default_factory=list)
+    warn: Callable[[str], None] = lambda text: None
 
     @property
     def module(self) -> nn.Module:
@@ -100,12 +104,15 @@ class ElrtMethod:
             from codegen.plan_search import read_plan
 
             assert config.ranks is not None
-            picks = given_ranks(work.sites, _by_path(read_plan(config.ranks), work.sites))
+            picks = given_ranks(work.sites, _by_path(read_plan(config.ranks), work.sites, config.ranks, work.warn))
         sites = tuple(site for site in work.sites if site.name in picks)
         work.put(scratch_layers(sites, picks, config.options.seed))
         for site in work.sites:
             if site.name not in picks or picks[site.name].format == "dense":
-                reason = "kept: no rank within the limit is cheaper" if limit is not None else "kept: dense in the plan"
+                if limit is not None:
+                    reason = "kept: no rank within the limit is cheaper"
+                else:
+                    reason = "kept: dense in the plan" if site.name in picks else "kept: not in the plan"
                 work.notes.append(Note(site.name, site.op, reason))
         inner = CrossEntropy(config.options.label_smoothing)
         return (Phase("train", config.options, Elrt(config.orthogonality, inner)),)
@@ -141,7 +148,11 @@ class SvdMethod:
         for site in work.sites:
             if pruning.ranks[site.name] is None:
                 work.notes.append(Note(site.name, site.op, "kept: its rank is so high that the dense layer is cheaper"))
-        reestimate_batchnorm(work.module, work.data, _STATISTICS_SAMPLES)
+        # On the samples that the Trainer trains with: the held-out ones judge the network. On the processor: a resumed
+        # run must enter the phase with the very same weights, and kernels of GPUs may add up in another order.
+        options = work.config.options
+        kept, _ = work.data.split(options.held_out, options.seed)
+        reestimate_batchnorm(work.module.cpu(), kept, _STATISTICS_SAMPLES)
         return {"energy": pruning.share, "macs": pruning.macs}
 
 
@@ -149,9 +160,11 @@ METHODS: Mapping[str, Callable[[], Method]] = {"dense": Dense, "elrt": ElrtMetho
 
 
 def _by_path(
-    plan: Mapping[str, tuple[str, tuple[int, ...]]], sites: tuple[Site, ...]
+    plan: Mapping[str, tuple[str, tuple[int, ...]]], sites: tuple[Site, ...], path: Path, warn: Callable[[str], None]
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """A plan's layers by module path; those that are no site here are left out.
+    """A plan's layers by module path; those that are no site here are left out, low-rank ones with a warning.
+
+    UsageError where none is a site: the plan at ``path`` is of another network.
 
     A plan that was made of the exported network names a layer by its node: layer1.0.conv1 is
     /layer1/layer1.0/conv1/Conv there.
@@ -163,4 +176,17 @@ def _by_path(
             scopes.append(f"{scopes[-1]}.{part}" if scopes and part.isdigit() else part)
         for op in ("Conv", "Gemm", "MatMul"):
             paths[f"/{'/'.join(scopes)}/{op}"] = site.name
+    if not any(name in paths for name in plan):
+        raise UsageError(
+            f"--ranks {path}: names none of the layers to factorize ({_few(site.name for site in sites)}); "
+            f"it names {_few(plan)}"
+        )
+    dropped = [name for name, (kind, _) in plan.items() if name not in paths and kind != "dense"]
+    if dropped:
+        warn(f"--ranks {path}: not among the layers to factorize, so not low-rank here: {', '.join(dropped)}")
     return {paths[name]: pick for name, pick in plan.items() if name in paths}
+
+
+def _few(names: Iterable[str]) -> str:
+    found = list(names)
+    return ", ".join([*found[:6], *(["..."] if len(found) > 6 else [])]) or "none"

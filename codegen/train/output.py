@@ -35,6 +35,8 @@ class Output:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._recipe: dict[str, Any] = {}
+        self._replaced: frozenset[str] = frozenset()  # files of an earlier run, which begin() removes
 
     @property
     def state(self) -> Path:
@@ -45,7 +47,8 @@ class Output:
         """The folder, locked, for a run of ``recipe``; yields the report where such a run is through already.
 
         UsageError where the folder holds something else, another recipe's state, or anything at all with neither
-        ``force`` nor ``resume``; InputError where it cannot be written.
+        ``force`` nor ``resume``; InputError where it cannot be written. What ``force`` replaces stays until
+        :meth:`begin`; where the run ends before that, the folder is as it was.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -57,22 +60,51 @@ class Output:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise UsageError(f"{self.folder}: another run is writing there; choose another folder") from error
-            self._check(recipe, force=force, resume=resume)
-            done = self._report() if resume else None
-            if done is None:
-                self._write(CONFIG, json.dumps(recipe, indent=2) + "\n")
+            names = self._check(recipe, force=force, resume=resume)
+            self._recipe, self._replaced = recipe, names if force else frozenset()
+            done = self._report() if resume and not force else None
+            if self._replaced:
+                if not os.access(self.folder, os.W_OK):
+                    raise InputError(f"{self.folder}: cannot be written: Permission denied")
+            elif done is None:
+                self._write_config()
                 self.state.mkdir(exist_ok=True)
             yield done
         finally:
+            if self._aside.is_dir():
+                self._aside.rename(self.state)
             os.close(lock)
 
-    def _check(self, recipe: dict[str, Any], *, force: bool, resume: bool) -> None:
+    @property
+    def _aside(self) -> Path:
+        return self.folder / f".{STATE}.{os.getpid()}.tmp"
+
+    def set_aside(self) -> None:
+        """Takes the state of the run that is replaced out of the new one's way, which would go on from it."""
+        if STATE in self._replaced and not self._aside.exists():
+            self.state.rename(self._aside)
+
+    def begin(self) -> None:
+        """Removes the run that is replaced, once: the new one is about to write its first file."""
+        if not self._replaced:
+            return
+        # config.json is replaced last, so that the folder is a training run's at any moment
+        for name in sorted(self._replaced - {CONFIG, STATE}, key=lambda name: name != REPORT):
+            (self.folder / name).unlink()
+        if STATE in self._replaced:
+            shutil.rmtree(self._aside)
+        self._write_config()
+        self._replaced = frozenset()
+
+    def _check(self, recipe: dict[str, Any], *, force: bool, resume: bool) -> frozenset[str]:
+        """What the folder holds, once that is in order."""
         names = {entry.name for entry in self.folder.iterdir()}
         for name in [name for name in names if name.startswith(".") and name.endswith(".tmp")]:
-            (self.folder / name).unlink()  # of a run that was killed while it wrote
+            path = self.folder / name  # of a run that was killed while it wrote
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
             names.remove(name)
         if not names:
-            return
+            return frozenset()
         if not (force or resume):
             raise UsageError(f"{self.folder}: is not empty; --force replaces it, --resume goes on with an earlier run")
         foreign = min(names - _KNOWN, default=None)
@@ -80,10 +112,7 @@ class Output:
             what = foreign or min(names)
             raise UsageError(f"{self.folder}: holds {what!r}, which is of no training run; choose another folder")
         if force:
-            for name in names:
-                path = self.folder / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            return
+            return frozenset(names)
         before = self._read(CONFIG)
         differing = [key for key in {**before, **recipe} if before.get(key) != recipe.get(key)]
         if differing:
@@ -92,6 +121,7 @@ class Output:
                 f"{self.folder}: its run had {key} {json.dumps(before.get(key))}, this one has "
                 f"{json.dumps(recipe.get(key))}; --resume goes on with the same run, --force starts anew"
             )
+        return frozenset(names)
 
     def _report(self) -> dict[str, Any] | None:
         return self._read(REPORT) if (self.folder / REPORT).is_file() else None
@@ -103,6 +133,9 @@ class Output:
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
         return found
+
+    def _write_config(self) -> None:
+        self._write(CONFIG, json.dumps(self._recipe, indent=2) + "\n")
 
     def _write(self, name: str, text: str) -> None:
         with self.placed(name) as path:

@@ -76,7 +76,7 @@ class _Training:
         evaluation = None if config.eval is None else load_training(config.eval, source.inputs, events)
         if evaluation is not None and evaluation.labels is None:
             raise InputError(f"{config.eval}: has no 'labels'")
-        work = Work(config, source, layers, sites, data, notes)
+        work = Work(config, source, layers, sites, data, notes, events.warning)
         phases = METHODS[config.method]().phases(work)
         rows: list[dict[str, Any]] = []
         epochs: list[tuple[str, Epoch]] = []
@@ -98,6 +98,7 @@ class _Training:
         steps = total * max(rest // phase.options.batch, 1)
         before = [(name, epoch) for name, epoch in epochs]
         if output is not None:
+            output.set_aside()
             found = checkpoint.load(folder / "training.pt")
             for row in () if found is None else found["epochs"]:
                 epochs.append((phase.name, Epoch(**row)))
@@ -106,6 +107,8 @@ class _Training:
 
             def step(now: Step) -> None:
                 nonlocal done
+                if output is not None:
+                    output.begin()  # the Trainer tells of a step before it writes the checkpoint after it
                 progress.advance(now.number - done, f"epoch {now.epoch + 1}/{total}, loss {now.loss:.3f}{held}")
                 done = now.number
 

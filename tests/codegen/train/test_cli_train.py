@@ -176,5 +176,33 @@ def test_force_replaces_a_run_and_nothing_else(arguments: Arguments, rankc: Rank
     (out / "thesis.tex").rename(tmp_path / "thesis.tex")
     (out / "config.json").write_text("{}")
     (out / "model.pt").write_text("of an earlier run")
+    (out / "checkpoint" / "train").mkdir(parents=True)
+    (out / "checkpoint" / "train" / "training.pt").write_text("of an earlier run")
     assert rankc(arguments("dense", out, "--force", "-q")) == (0, "", "")
-    assert (out / "train.json").exists()
+    assert sorted(p.name for p in out.iterdir()) == ["config.json", "log.csv", "model.onnx", "model.pt", "train.json"]
+    assert json.loads((out / "config.json").read_text()) == report_of(out)["recipe"]
+    assert torch.load(out / "model.pt", weights_only=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (["--network", "alexnet"], 2),
+        (["--train", "nowhere.npz"], 4),
+        (["--eval", "nowhere.npz"], 4),
+        (["--macs", "1%"], 2),
+        (["--held-out", "0.999"], 4),  # the Trainer's own check: no sample is left
+    ],
+)
+def test_force_touches_nothing_until_the_new_run_trains(
+    arguments: Arguments, rankc: Rankc, tmp_path: Path, options: list[str], code: int
+) -> None:
+    out = tmp_path / "out"
+    old = ("config.json", "log.csv", "model.onnx", "model.pt", "train.json", "checkpoint/train/training.pt")
+    (out / "checkpoint" / "train").mkdir(parents=True)
+    for name in old:
+        (out / name).write_text(f"{name} of an earlier run")
+    found, _, stderr = rankc(arguments("elrt", out, "--macs", "60%", "--force", *options))
+    assert found == code, stderr
+    left = {str(p.relative_to(out)): p.read_text() for p in out.rglob("*") if p.is_file()}
+    assert left == {name: f"{name} of an earlier run" for name in old}

@@ -9,16 +9,20 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import nn
 
 from codegen.events import QuietEvents
 from codegen.train.config import TrainConfig
+from codegen.train.export import run
+from codegen.train.methods import METHODS, Work
 from codegen.train.network import data_specs, load
 from codegen.train.run import train
 from passes.errors import UsageError
 from passes.training.data import TrainingSet
+from passes.training.factored import scan, selected
 from passes.training.objective import CrossEntropy
 from passes.training.options import TrainingOptions
 from passes.training.svd_training import SvdOptions
@@ -97,6 +101,95 @@ def test_a_network_from_onnx_keeps_its_names_and_a_plan_gives_the_ranks(
     low = onnx.load(tmp_path / "low" / "model.onnx")
     for one, two in zip((*model.graph.input, *model.graph.output), (*low.graph.input, *low.graph.output), strict=True):
         assert one == two
+
+
+def fixed_batch(path: Path, size: int) -> None:
+    model = onnx.load(path)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = size
+    onnx.save(model, path)
+
+
+def test_a_network_of_one_sample_a_run_is_trained_verified_and_scored(script: Path, data: Path, tmp_path: Path) -> None:
+    first = TrainConfig("dense", f"{script}:network", str(data), tmp_path / "dense", options=OPTIONS, device="cpu")
+    train(first, QuietEvents())
+    path = tmp_path / "dense" / "model.onnx"
+    fixed_batch(path, 1)
+    out = tmp_path / "low"
+    config = TrainConfig("elrt", str(path), str(data), out, eval=str(data), macs="60%", options=OPTIONS, device="cpu")
+    report = train(config, QuietEvents())
+    assert report is not None and report["verification"]["samples"] == 64
+    session = onnxruntime.InferenceSession(str(out / "model.onnx"))
+    assert session.get_inputs()[0].shape[0] == 1
+    arrays = np.load(data)
+    scores = np.concatenate([session.run(None, {"image": image[None]})[0] for image in arrays["image"]])
+    assert report["result"]["accuracy"] == np.mean(scores.argmax(1) == arrays["labels"])
+
+
+def test_a_file_of_any_fixed_batch_gives_a_row_a_sample(script: Path, data: Path, tmp_path: Path) -> None:
+    config = TrainConfig("dense", f"{script}:network", str(data), tmp_path / "out", options=OPTIONS, device="cpu")
+    train(config, QuietEvents())
+    path = tmp_path / "out" / "model.onnx"
+    images = np.load(data)["image"]
+    wanted = onnxruntime.InferenceSession(str(path)).run(None, {"image": images[:50]})[0]
+    fixed_batch(path, 16)  # 50 are three batches and two samples
+    found = np.concatenate(list(run(path, TrainingSet.of({"image": images}), 50)))
+    assert found.shape == wanted.shape
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+
+
+def test_a_plan_of_another_network_is_refused_and_dropped_layers_are_told(
+    script: Path, data: Path, tmp_path: Path
+) -> None:
+    plan = tmp_path / "plan.json"
+
+    def trained(name: str, *layers: dict[str, Any], **more: Any) -> dict[str, Any] | None:
+        plan.write_text(json.dumps({"layers": layers}))
+        network = f"{script}:network"
+        return train(
+            TrainConfig("elrt", network, str(data), tmp_path / name, ranks=plan, options=OPTIONS, device="cpu", **more),
+            QuietEvents(),
+        )
+
+    foreign = {"name": "/layer1/layer1.0/conv1/Conv", "choice": "tucker2", "rank": [5, 6]}
+    with pytest.raises(UsageError, match=r"names none of the layers to factorize \(3, 6\); it names /layer1/.*/Conv"):
+        trained("foreign", foreign)
+    last = {"name": "9", "choice": "dense", "rank": []}
+    report = trained("partly", {"name": "3", "choice": "tucker2", "rank": [5, 6]}, foreign, last)
+    assert report is not None
+    (warning,) = report["warnings"]
+    assert warning.endswith("not low-rank here: /layer1/layer1.0/conv1/Conv")
+    rows = {row["name"]: (row["choice"], row["reason"]) for row in report["layers"]}
+    assert rows["3"] == ("tucker2", "") and rows["6"] == ("dense", "kept: not in the plan")
+    report = trained(
+        "dense", {"name": "3", "choice": "tucker2", "rank": [5, 6]}, {"name": "6", "choice": "dense", "rank": []}
+    )
+    assert report is not None and report["warnings"] == []
+    assert {row["name"]: row["reason"] for row in report["layers"]}["6"] == "kept: dense in the plan"
+
+
+def test_pruning_takes_statistics_of_the_samples_that_are_trained_with(
+    script: Path, data: Path, tmp_path: Path
+) -> None:
+    source = load(f"{script}:network", str(data), (), (), seed=3)
+    layers = scan(source.module, source.example())
+    sites, notes = selected(layers, (), ())
+    config = TrainConfig("svd", f"{script}:network", str(data), tmp_path / "out", macs="60%", options=OPTIONS)
+    arrays = np.load(data)
+    whole = TrainingSet.of({"image": arrays["image"]}, arrays["labels"])
+    phases = METHODS["svd"]().phases(Work(config, source, layers, sites, whole, notes))
+    phases[1].enter()
+    norm, conv = source.module.get_submodule("1"), source.module.get_submodule("0")
+    kept = whole.split(OPTIONS.held_out, OPTIONS.seed)[0].inputs["image"]
+    assert len(kept) == 128 and isinstance(norm, nn.BatchNorm2d)
+
+    def mean(images: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = conv(images).double().mean((0, 2, 3))
+        return found
+
+    with torch.no_grad():
+        torch.testing.assert_close(norm.running_mean, mean(kept).float(), rtol=0, atol=1e-6)
+        assert (mean(kept) - mean(whole.inputs["image"])).abs().max() > 1e-4  # which held-out samples would shift
 
 
 def digits(tmp_path: Path, script: Path, method: str, **more: Any) -> dict[str, Any]:
