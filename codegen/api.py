@@ -9,6 +9,7 @@ Every option means what it means on the command line, and every path goes throug
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import warnings
@@ -24,10 +25,9 @@ from codegen import driver
 from codegen.api_data import Data, source_of
 from codegen.config import SOURCES, LowerConfig
 from codegen.events import Events, QuietEvents
-from codegen.report.build import to_json
-from codegen.report.html import to_html
 from codegen.result import LowerResult
-from codegen.torch_models import inputs_folder, lower_graph
+from codegen.torch_models import SOURCE, lower_graph, write_told
+from codegen.workspace import check_output
 from passes.core.cost import METRICS
 from passes.errors import InputError, UsageError
 from passes.fx_graph import FxGraph
@@ -86,6 +86,9 @@ def lower(
     data, see :data:`codegen.api_data.Data`: an iterable is read to its end, once. ``plan`` replays a plan of this
     network, or of another export of it. Other ``options`` are those of the command line, with underscores.
 
+    What was handed over in memory, data, an ONNX model or a plan, lies in the output's ``data`` folder afterwards: the
+    run can be repeated from its config.toml, and an interrupted one be resumed with the same call.
+
     Without ``output`` the run works in a temporary folder: no file stays, and model, plan and report are complete
     without. Raises RankcError for everything that a caller can mend; a missed budget is no error but a warning.
     """
@@ -99,21 +102,20 @@ def lower(
     }
     given = {"calib": calib, "train": train, "eval": eval}
     with tempfile.TemporaryDirectory(prefix="rankc-") as scratch:
-        out = Path(scratch) / "out" if output is None else Path(output).expanduser().absolute()
-        source = _source(model, example_inputs, options.get("shapes") or {}, Path(scratch))
-        specs = source.inputs
+        out = Path(scratch) / "out" if output is None else Path(os.path.abspath(Path(output).expanduser()))
+        check_output(out, force=bool(options.get("force")), resume=bool(options.get("resume")))
         values: dict[str, Any] = {"target": target, "budgets": budgets, "output": out, **options}
-        # What a run with an output was given lies in that output afterwards, so that the run can be repeated.
-        data = inputs_folder(out).with_name(f".{out.name}.data")
-        values |= _data(given, specs, data)
-        if plan is not None:
-            values["plan"] = _plan(plan, Path(scratch))
+        # Beside the output: an interrupted run is known by the paths it was given, which must be the same next time.
+        data = out.with_name(f".{out.name}.data")
+        shutil.rmtree(data, ignore_errors=True)  # of a run that was killed
         try:
-            result, rewritten = _run(source, values, events or QuietEvents())
+            source = _source(model, example_inputs, options.get("shapes") or {}, data)
+            values |= _data(given, source.inputs, data)
+            if plan is not None:
+                values["plan"] = _plan(plan, data)
+            result, rewritten = _run(source, values, data, events or QuietEvents())
             if isinstance(rewritten, OnnxGraph) and rewritten.data_files and output is None:
                 raise UsageError("the network is too large to be handed over without a file: give output=FOLDER")
-            if data.exists() and output is not None:
-                _keep(data, out)
         finally:
             shutil.rmtree(data, ignore_errors=True)
         report = json.loads((out / "report.json").read_text(encoding="utf-8"))
@@ -139,7 +141,7 @@ class _Source:
     graph: FxGraph | None = None
 
 
-def _source(model: Network, examples: Any, shapes: Mapping[str, tuple[int, ...]], scratch: Path) -> _Source:
+def _source(model: Network, examples: Any, shapes: Mapping[str, tuple[int, ...]], folder: Path) -> _Source:
     if isinstance(model, nn.Module):
         if examples is None:
             raise UsageError("example_inputs are missing: a torch module does not say the shapes of its inputs")
@@ -155,7 +157,7 @@ def _source(model: Network, examples: Any, shapes: Mapping[str, tuple[int, ...]]
         read = OnnxGraph.read(path, shapes)
     elif isinstance(model, onnx.ModelProto | OnnxGraph):
         read = model if isinstance(model, OnnxGraph) else OnnxGraph.from_model(model, shapes)
-        path = scratch / "network.onnx"
+        path = _made(folder) / SOURCE
         read.save(path)
     else:
         raise InputError(f"a network cannot be a {type(model).__name__}: give a path, an ONNX model or a torch module")
@@ -166,40 +168,66 @@ def _data(given: Mapping[str, Data], specs: Sequence[TensorSpec], folder: Path) 
     found = {}
     for option, data in given.items():
         if data is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            found[option] = source_of(data, [spec.name for spec in specs], option, folder)
+            path = folder if isinstance(data, str | Path) else _made(folder)
+            found[option] = source_of(data, [spec.name for spec in specs], option, path)
     return found
 
 
-def _plan(plan: str | Path | Mapping[str, Any], scratch: Path) -> Path:
+def _plan(plan: str | Path | Mapping[str, Any], folder: Path) -> Path:
     if not isinstance(plan, Mapping):
         return Path(plan).expanduser().absolute()
-    path = scratch / "plan.json"
-    path.write_text(json.dumps(dict(plan)), encoding="utf-8")
+    try:
+        text = json.dumps(dict(plan), indent=2)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"plan: is no JSON: {error}") from error
+    path = _made(folder) / "plan_given.json"
+    path.write_text(text + "\n", encoding="utf-8")
     return path
 
 
-def _run(source: _Source, values: dict[str, Any], events: Events) -> tuple[LowerResult, OnnxGraph | fx.GraphModule]:
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    return folder
+
+
+def _run(
+    source: _Source, values: dict[str, Any], data: Path, events: Events
+) -> tuple[LowerResult, OnnxGraph | fx.GraphModule]:
     config = LowerConfig.from_values({"model": source.path, **values}).resolved(Path.cwd())
     if source.graph is not None:
-        done = lower_graph(config.model_copy(update={"model": source.path}), source.graph, events)
+
+        def keep(staging: Path, told: LowerConfig, report: dict[str, Any]) -> dict[str, Any]:
+            return _keep(data, staging, told, report)
+
+        done = lower_graph(config.model_copy(update={"model": source.path}), source.graph, events, keep)
         return done.result, done.module
-    result = driver.lower(config, events)
+    result = driver.lower(config, events, lambda staging, report: _keep(data, staging, config, report))
     assert result.output is not None
     return result, OnnxGraph.read(result.output / "model.onnx", config.shapes)
 
 
-def _keep(data: Path, out: Path) -> None:
-    """Moves what data were handed over into the output, and says so there."""
-    shutil.move(data, out / "data")
-    config = LowerConfig.from_toml(out / "config.toml")
-    moved = {
-        name: str(out / "data" / Path(source).name)
+def _keep(data: Path, staging: Path, config: LowerConfig, report: dict[str, Any]) -> dict[str, Any]:
+    """Moves what was handed over into the staging folder, and says so there; returns the report as it is then."""
+    if not data.exists():
+        return report
+    assert config.output is not None
+    shutil.move(data, staging / "data")
+    kept = config.output / "data"
+    moved: dict[str, Any] = {
+        name: str(kept / Path(source).name)
         for name in SOURCES
         if (source := getattr(config, name)) is not None and Path(source).parent == data
     }
-    (out / "config.toml").write_text(config.model_copy(update=moved).to_toml(out), encoding="utf-8")
-    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
-    report["artifacts"]["data"] = "data"
-    (out / "report.json").write_text(to_json(report), encoding="utf-8")
-    (out / "report.html").write_text(to_html(report), encoding="utf-8")
+    moved |= {
+        name: kept / path.name
+        for name in ("model", "plan")
+        if (path := getattr(config, name)) is not None and path.parent == data
+    }
+    said = {**report, "artifacts": {**report["artifacts"], "data": "data"}}
+    if "model" in moved:
+        said["model"] = {**report["model"], "path": str(moved["model"])}
+    write_told(config.model_copy(update=moved), said, staging)
+    return said

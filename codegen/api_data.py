@@ -43,7 +43,18 @@ def _arrays(data: Data, names: Sequence[str], option: str) -> dict[str, Array]:
         raise InputError(f"{option}: holds no samples")
     if len({frozenset(part) for part in parts}) > 1:
         raise InputError(f"{option}: its batches hold different inputs")
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {name: _joined([part[name] for part in parts], name, option) for name in parts[0]}
+
+
+def _joined(parts: Sequence[Array], name: str, option: str) -> Array:
+    shapes = dict.fromkeys(part.shape[1:] for part in parts if part.ndim)
+    if len(shapes) != 1 or not all(part.ndim for part in parts):
+        found = " and ".join(str(shape) for shape in dict.fromkeys(part.shape for part in parts))
+        raise InputError(
+            f"{option}: its batches do not fit together: {name!r} comes in shapes {found}; each item of a list is a "
+            "batch, a tuple (inputs, labels) is all samples at once"
+        )
+    return np.concatenate(parts)
 
 
 _FORMS = (
@@ -78,8 +89,10 @@ def _array(value: Any, option: str) -> Array:
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
         value = value.float() if value.dtype is torch.bfloat16 else value
-        return np.asarray(value.numpy())
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value.numpy() if isinstance(value, torch.Tensor) else value)
+    except (TypeError, ValueError, RuntimeError) as error:  # lists of differing lengths, sparse tensors
+        raise InputError(f"{option}: holds what is no array: {str(error).splitlines()[0]}") from error
     if array.dtype.kind not in "fiub":
         raise InputError(f"{option}: holds an array of type {array.dtype}; give numbers")
     return array

@@ -6,8 +6,8 @@ import json
 import logging
 import shutil
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,11 @@ PROGRAM = "model.pt2"
 """The rewritten network as torch.export writes it."""
 
 
+Keep = Callable[[Path, LowerConfig, dict[str, Any]], dict[str, Any]]
+"""Puts what a caller handed over into the staging folder: takes that, the configuration as its config.toml says it, and
+the report; returns the report as it stands then."""
+
+
 @dataclass(frozen=True, eq=False)
 class TorchResult:
     """What a run of a torch network hands back: the run's own result, and the rewritten module."""
@@ -63,8 +68,11 @@ def inspect_pt2(config: LowerConfig, events: Events, folder: Path) -> list[Inspe
     return driver.inspect(config.model_copy(update={"model": export(graph, folder / SOURCE)}), events)
 
 
-def lower_graph(config: LowerConfig, graph: FxGraph, events: Events) -> TorchResult:
-    """One run for a torch network. ``config.model`` is its ``.pt2`` file, or a name for a module that has none."""
+def lower_graph(config: LowerConfig, graph: FxGraph, events: Events, keep: Keep | None = None) -> TorchResult:
+    """One run for a torch network. ``config.model`` is its ``.pt2`` file, or a name for a module that has none.
+
+    The output folder is whole or not there: a VerificationError of the way back into torch leaves nothing.
+    """
     if config.output is None:
         raise UsageError("no output folder: give -o DIR")
     check_output(config.output, force=config.force, resume=config.resume)
@@ -76,19 +84,24 @@ def lower_graph(config: LowerConfig, graph: FxGraph, events: Events) -> TorchRes
             if config.plan is not None:
                 changes["plan"] = _own_plan(config.plan, OnnxGraph.read(changes["model"]), folder / "plan.json")
         run = config.model_copy(update=changes)
-        result = driver.lower(run, events)
-        with _stage(events, "bring back into torch"):
-            module = fx_rewritten.rewritten(graph, OnnxGraph.read(config.output / "model.onnx"))
-        program = save_program(module, graph, config.output / PROGRAM)
-        if not program:
-            events.note(f"no {PROGRAM}: torch.export cannot take the rewritten module")
-        report = _published(config, run, result.report, program)
+        modules: list[fx.GraphModule] = []
+
+        def finish(staging: Path, report: dict[str, Any]) -> dict[str, Any]:
+            with _stage(events, "bring back into torch"):
+                modules.append(fx_rewritten.rewritten(graph, OnnxGraph.read(staging / "model.onnx")))
+            program = save_program(modules[0], graph, staging / PROGRAM)
+            if not program:
+                events.note(f"no {PROGRAM}: torch.export cannot take the rewritten module")
+            told, report = _published(config, run, staging, report, program)
+            return report if keep is None else keep(staging, told, report)
+
+        result = driver.lower(run, events, finish)
     except BaseException:
         if not can_resume(config.output):
             shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)
-    return TorchResult(replace(result, report=report), module)
+    return TorchResult(result, modules[0])
 
 
 def _stage(events: Events, name: str) -> Any:
@@ -179,8 +192,10 @@ def save_program(module: fx.GraphModule, graph: FxGraph, path: Path) -> bool:
     return False
 
 
-def _published(config: LowerConfig, run: LowerConfig, report: Mapping[str, Any], program: bool) -> dict[str, Any]:
-    """Tells in the output folder what the run was really given; returns the report.
+def _published(
+    config: LowerConfig, run: LowerConfig, staging: Path, report: Mapping[str, Any], program: bool
+) -> tuple[LowerConfig, dict[str, Any]]:
+    """Tells in the staging folder what the run was really given; returns config.toml and report as they are then.
 
     A module has no file: the exported network stays in the folder and is what the run can be repeated with.
     """
@@ -193,14 +208,19 @@ def _published(config: LowerConfig, run: LowerConfig, report: Mapping[str, Any],
         model, said = config.model, {"path": str(config.model), "sha256": file_sha256(config.model)}
     else:
         model = out / SOURCE
-        shutil.copyfile(run.model, model)
+        shutil.copyfile(run.model, staging / SOURCE)
         artifacts["source"] = SOURCE
-        said = {"path": str(config.model), "sha256": file_sha256(model)}
+        said = {"path": str(config.model), "sha256": file_sha256(staging / SOURCE)}
     told = {**report, "model": said, "artifacts": artifacts}
     plan = config.plan if config.model.exists() or run.plan is None else out / "plan.json"
-    (out / "config.toml").write_text(
-        config.model_copy(update={"model": model, "plan": plan}).to_toml(out), encoding="utf-8"
-    )
-    (out / "report.json").write_text(to_json(told), encoding="utf-8")
-    (out / "report.html").write_text(to_html(told), encoding="utf-8")
-    return told
+    repeats = config.model_copy(update={"model": model, "plan": plan})
+    write_told(repeats, told, staging)
+    return repeats, told
+
+
+def write_told(config: LowerConfig, report: dict[str, Any], staging: Path) -> None:
+    """Writes what a run says of itself anew; the paths in ``config`` are those after the commit."""
+    assert config.output is not None
+    (staging / "config.toml").write_text(config.to_toml(config.output), encoding="utf-8")
+    (staging / "report.json").write_text(to_json(report), encoding="utf-8")
+    (staging / "report.html").write_text(to_html(report), encoding="utf-8")

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from codegen import driver
+from codegen import api, driver, torch_models
 from codegen.api import Lowered, lower
 from codegen.api_data import source_of
 from codegen.config import LowerConfig
@@ -28,7 +28,9 @@ from codegen.emission import Emission, EmissionRequest
 from codegen.events import QuietEvents
 from codegen.target import Target, parse_target
 from codegen.torch_models import inspect_pt2, lower_pt2
-from passes.errors import InputError, UnsupportedError, UsageError
+from codegen.workspace import Workspace, can_resume
+from passes import fx_rewritten
+from passes.errors import InputError, UnsupportedError, UsageError, VerificationError
 from passes.graph import TensorSpec
 from passes.onnx_graph import OnnxGraph
 
@@ -201,6 +203,71 @@ def test_onnx_models_come_back_as_onnx(tmp_path: Path) -> None:
     assert result.model.run(feeds)[0].shape == (2, 10)
 
 
+def test_what_was_handed_over_in_memory_is_what_the_run_is_repeated_with(tmp_path: Path) -> None:
+    first = lower(DIGITS, params="60%", effort="quick")
+    out = tmp_path / "out"
+    done = lower(onnx.load(DIGITS), plan=first.plan, effort="quick", output=tmp_path / "x" / ".." / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    config = LowerConfig.from_toml(out / "config.toml", {"output": tmp_path / "again"})
+    assert (config.model, config.plan) == (out / "data" / "source.onnx", out / "data" / "plan_given.json")
+    assert config.plan is not None and json.loads(config.plan.read_text()) == first.plan
+    assert json.loads((out / "report.json").read_text()) == done.report
+    assert done.report["model"]["path"] == str(config.model) and done.report["artifacts"]["data"] == "data"
+    again = driver.lower(config, QuietEvents())
+    assert again.report["result"] == done.report["result"]
+    replaced = lower(DIGITS, plan=first.plan, effort="quick", output=out, force=True)  # no foreign file in it
+    assert replaced.report["result"] == done.report["result"]
+
+
+def test_a_run_on_a_model_in_memory_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the same call in another process, so the network is handed over anew."""
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "verify_written", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            lower(OnnxGraph.read(DIGITS), macs="60%", effort="quick", output=out)
+    assert can_resume(out) and not out.exists()
+    restored: list[bool] = []
+    restore = Workspace.restore
+
+    def counted(workspace: Workspace, name: str) -> Any:
+        found = restore(workspace, name)
+        restored.append(found is not None)
+        return found
+
+    monkeypatch.setattr(Workspace, "restore", counted)
+    lower(OnnxGraph.read(DIGITS), macs="60%", effort="quick", output=out, resume=True)
+    assert any(restored) and [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def _interrupted(*_: Any, **__: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("step", ["rewritten", "save_program", "_published", "keep"])
+def test_an_output_of_a_module_is_whole_or_not_there(
+    step: str, network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise VerificationError("made to fail")
+
+    if step == "keep":
+        monkeypatch.setattr(api, "_keep", fails)
+    else:
+        monkeypatch.setattr(fx_rewritten if step == "rewritten" else torch_models, step, fails)
+    with pytest.raises(VerificationError, match="made to fail"):
+        lower(network, example_inputs=images(1), plan=PLAN, calib=images(8), effort="quick", output=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_data_that_are_refused_leave_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="calib: holds a str"):
+        lower(onnx.load(DIGITS), calib=["x"], output=tmp_path / "out")
+    with pytest.raises(InputError, match="plan: is no JSON"):
+        lower(onnx.load(DIGITS), plan={"layers": np.zeros(2)}, output=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_calls_that_cannot_be_meant_are_refused(network: Network) -> None:
     with pytest.raises(UsageError, match="example_inputs are missing"):
         lower(network)
@@ -255,6 +322,12 @@ def test_bare_arrays_and_paths_are_data(tmp_path: Path) -> None:
         ((ROWS, CLASSES, CLASSES), r"calib: holds 3 arrays, the network has 1 inputs \(image\)"),
         ([{"image": ROWS}, (ROWS, CLASSES)], "calib: its batches hold different inputs"),
         ({"image": np.array(["a"])}, "calib: holds an array of type <U1"),
+        ([ROWS, CLASSES], r"calib: its batches do not fit together: 'image' comes in shapes \(6, 3, 8, 8\) and \(6,\)"),
+        ([ROWS, ROWS[:, :, :4]], r"calib: its batches do not fit together: .* and \(6, 3, 4, 8\)"),
+        ([np.float32(1), np.float32(2)], "calib: holds a float32"),
+        ([np.zeros(()), np.zeros(())], r"calib: its batches do not fit together: 'image' comes in shapes \(\)"),
+        ({"image": [[1.0], [1.0, 2.0]]}, "calib: holds what is no array: "),
+        ({"image": ROWS.to_sparse()}, "calib: holds what is no array: "),
         (["x"], "calib: holds a str"),
     ],
 )
