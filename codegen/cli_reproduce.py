@@ -125,7 +125,7 @@ def _show(result: Mapping[str, Any], stream: TextIO) -> None:
 
     console = Console(file=stream, width=None if stream.isatty() else 160, highlight=False)
     shown = Table(box=box.MARKDOWN)
-    for index, column in enumerate(("step", "top-1", "over dense", "MACs", "parameters", "latency")):
+    for index, column in enumerate(("step", "top-1", "over dense", "int8", "MACs", "parameters", "latency", "budgets")):
         shown.add_column(column, justify="right" if index else "left", no_wrap=True)
     for row in result["summary"]:
         ratios = (row[f"{metric}_ratio_mean"] for metric in ("macs", "params", "latency"))
@@ -133,7 +133,11 @@ def _show(result: Mapping[str, Any], stream: TextIO) -> None:
             escape(row["step"]),
             _spread(100 * row["accuracy_mean"], row["accuracy_deviation"], 100, "{:.2f} %"),
             _spread(row["gain_points_mean"], row["gain_points_deviation"], 1, "{:+.2f}"),
+            _spread(100 * row["accuracy_int8_mean"], row["accuracy_int8_deviation"], 100, "{:.2f} %")
+            if row["accuracy_int8_mean"] is not None
+            else "-",
             *("-" if ratio is None else f"{100 * ratio:.1f} %" for ratio in ratios),
+            _budgets(row["budgets_missed"], row["runs"]),
         )
     for row in result["published"]:
         macs = row.get("macs_removed")
@@ -141,13 +145,21 @@ def _show(result: Mapping[str, Any], stream: TextIO) -> None:
             escape(f"{row['system']} (published)"),
             f"{row['accuracy']:.2f} %" if "accuracy" in row else "-",
             f"{row['gain_points']:+.2f}" if "gain_points" in row else "-",
+            "-",
             "-" if macs is None else f"{100 - macs:.1f} %",
+            "-",
             "-",
             "-",
         )
     seeds = ", ".join(map(str, result["seeds"]))
     console.print(escape(f"{result['title']}; schedule {result['schedule']}, seeds {seeds}"))
     console.print(shown)
+
+
+def _budgets(missed: int | None, runs: int) -> str:
+    if missed is None:
+        return "-"
+    return "met" if not missed else "missed" if runs == 1 else f"missed by {missed} of {runs}"
 
 
 def _spread(mean: float, deviation: float | None, scale: float, form: str) -> str:

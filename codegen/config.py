@@ -14,6 +14,7 @@ from codegen.budget import Budget
 from codegen.dataset import split_source
 from codegen.toml_text import dumps
 from codegen.tune.options import TuningOptions
+from passes import registry
 from passes.core.cost import METRICS
 from passes.errors import InputError, UsageError
 
@@ -29,7 +30,8 @@ SOURCES = ("calib", "eval", "train")
 """Options that name data."""
 
 TRAINING = ("epochs", "batch", "lr", "augment", "label_smoothing", "held_out", "device", "train_processes")
-"""Options that mean something with ``train`` alone; None takes the effort's or the method's own."""
+"""Options that mean something with ``train`` alone; None takes the effort's or the method's own. ``device`` is also
+where a solver trains that looks at the network itself."""
 
 _PATHS = ("model", "plan", "output", "dump_ir", "database")
 
@@ -96,8 +98,10 @@ class LowerConfig(BaseModel):
             host, colon, port = self.rpc.rpartition(":")
             if not (host and colon and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
                 raise UsageError(f"--rpc {self.rpc!r}: write HOST:PORT")
-        alone = [name for name in TRAINING if getattr(self, name) is not None]
-        if alone and self.train is None:
+        alone = [] if self.train is not None else [name for name in TRAINING if getattr(self, name) is not None]
+        if "device" in alone and hasattr(registry.SOLVERS.load(self.solver), "search"):
+            alone.remove("device")
+        if alone:
             raise UsageError(f"--{alone[0].replace('_', '-')} is for training: give --train data, or leave it out")
         if self.force and self.resume:
             raise UsageError("--force starts over and --resume goes on: give one of them")

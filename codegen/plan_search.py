@@ -209,7 +209,7 @@ class PlanSearch:
             raise InputError(f"{self.data.source}: {self.config.solver} cannot train on it: {error}") from error
 
     def _device(self) -> str:
-        """Where a search trains: as recovery does."""
+        """Where a search trains: on --device, with --train data or without, as recovery does."""
         from passes.training.devices import joined
 
         with joined(self.config.device or "auto") as group:

@@ -7,6 +7,7 @@ samples come from the training set alone; the test set is read here, once, when 
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,11 +87,18 @@ SOURCES: dict[str, type[Cifar10] | type[Synthetic]] = {"cifar10": Cifar10, "synt
 
 
 def loader(data: Data, input: str, folder: Path) -> str:
-    """Writes the script that loads the training set for a network with this input; returns the source it is."""
+    """Writes the script that loads the training set for a network with this input; returns the source it is.
+
+    Script and source name absolute paths: they work from any working directory.
+    """
+    folder = Path(os.path.abspath(folder))
     name = "".join(c if c.isalnum() else "_" for c in input)
     path = folder / f"{type(data).__name__.lower()}_{name}.py"
     text = _SCRIPT.format(
-        what=f"Training data for the input {input!r}", source=type(data).__name__, folder=str(data.folder), input=input
+        what=f"Training data for the input {input!r}",
+        source=type(data).__name__,
+        folder=os.path.abspath(data.folder),
+        input=input,
     )
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         folder.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import onnx
 
 from codegen.bench.cifar10 import top1
 from codegen.events import Events, Progress
@@ -56,13 +57,14 @@ def reproduce(config: ReproduceConfig, events: Events) -> dict[str, Any]:
         if not config.seeds or len(set(config.seeds)) != len(config.seeds) or min(config.seeds) < 0:
             raise UsageError(f"--seeds {','.join(map(str, config.seeds))}: write different numbers, such as 0,1,2")
         plan = replace(plan, seeds=config.seeds)
-    data = SOURCES[plan.data](config.data)
-    settings = Settings(config.output, data, config.models, config.dense, config.epochs, config.device)
+    output = Path(os.path.abspath(config.output))  # a run is the same run however -o is written
+    data = SOURCES[plan.data](Path(os.path.abspath(config.data)))
+    settings = Settings(output, data, config.models, config.dense, config.epochs, config.device)
     data_sha256 = data.sha256()
     folder = folder_of(plan, replace(plan.steps[-1], owner=plan.name), 0, settings).parent.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _bind_data(config.output / "data.json", {plan.data: data_sha256})
+        _bind_data(output / "data.json", {plan.data: data_sha256})
     except OSError as error:
         raise InputError(f"{folder}: cannot be written: {error.strerror}") from error
     with (folder / "log.txt").open("a", encoding="utf-8") as file:
@@ -90,7 +92,7 @@ def reproduce(config: ReproduceConfig, events: Events) -> dict[str, Any]:
 def evaluate(
     path: Path, data: Data, data_sha256: str, done: Mapping[int, Mapping[str, Done]], progress: Progress
 ) -> dict[str, float]:
-    """Top-1 on the test set of every network, by its digest. One that ``path`` has already is not run again."""
+    """Top-1 on the test set of every network, int8 ones too, by digest. One that ``path`` has is not run again."""
     known: dict[str, float] = {}
     if path.is_file():
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -99,14 +101,25 @@ def evaluate(
     needed: dict[str, float] = {}
     for steps in done.values():
         for name, one in steps.items():
-            key = digest(one.model)
-            if key not in known:
-                test = data.test() if test is None else test
-                known[key] = top1(one.model, *test)
-                _write(path, json.dumps({"data": data_sha256, "top1": known}, indent=2) + "\n")
-            needed[key] = known[key]
+            for model in (one.model, one.quantized):
+                if model is None:
+                    continue
+                key = digest(model)
+                if key not in known:
+                    test = data.test() if test is None else test
+                    known[key] = top1(model, *test, batch=batch_of(model))
+                    _write(path, json.dumps({"data": data_sha256, "top1": known}, indent=2) + "\n")
+                needed[key] = known[key]
             progress.advance(1, name)
     return needed
+
+
+def batch_of(model: Path) -> int:
+    """How many samples a network is run on at once: what its file says, 250 where it takes any number."""
+    graph = onnx.load(model, load_external_data=False).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    data = next(value for value in graph.input if value.name not in constants)
+    return data.type.tensor_type.shape.dim[0].dim_value or 250  # 0 where it has a name
 
 
 def build(
@@ -129,6 +142,7 @@ def build(
                     "model_sha256": digest(one.model),
                     "accuracy": accuracy,
                     "gain_points": 100 * (accuracy - dense),
+                    "accuracy_int8": None if one.quantized is None else accuracies[digest(one.quantized)],
                     **one.figures,
                 }
             )
@@ -166,6 +180,10 @@ def _summary(step: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     accuracy, accuracy_deviation = both("accuracy")
     gain, gain_deviation = both("gain_points")
+    # a mean over some of the seeds would stand beside one over all of them
+    every = all(run["accuracy_int8"] is not None for run in runs)
+    int8, int8_deviation = both("accuracy_int8") if every else (None, None)
+    judged = [run["budgets_met"] for run in runs if "budgets_met" in run]
     row = {
         "step": step,
         "runs": len(runs),
@@ -173,6 +191,9 @@ def _summary(step: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "accuracy_deviation": accuracy_deviation,
         "gain_points_mean": gain,
         "gain_points_deviation": gain_deviation,
+        "accuracy_int8_mean": int8,
+        "accuracy_int8_deviation": int8_deviation,
+        "budgets_missed": judged.count(False) if judged else None,
     }
     for name in ("macs", "params", "latency"):
         pairs = [run[name] for run in runs if name in run]

@@ -1,7 +1,8 @@
 """The steps of an experiment, carried out by what ``rankc lower`` and ``rankc train`` call; each one once.
 
 A step's folder holds ``step.json``, which says what it is, and ``result``, the folder that the command wrote. A step
-whose result is whole is not repeated; one that was interrupted goes on.
+whose result is whole is read and not repeated, wherever the folder lies by now; one that was interrupted goes on.
+``machine.json`` says what it was trained on.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from codegen.checkpoint import file_sha256
 from codegen.config import LowerConfig
@@ -21,14 +24,17 @@ from codegen.reproduce import tiny
 from codegen.reproduce.data import Data, loader
 from codegen.reproduce.experiment import DENSE, Experiment, Step
 from codegen.train.config import TrainConfig
+from codegen.train.output import REPORT
+from codegen.train.report import hardware
 from codegen.train.run import train
 from codegen.workspace import can_resume
 from passes.errors import InputError, UsageError
 from passes.onnx_graph import OnnxGraph
+from passes.training.devices import ALONE, multiplies_bf16
 from passes.training.options import TrainingOptions
 from passes.training.svd_training import SvdOptions
 
-RESULT, STEP = "result", "step.json"
+RESULT, STEP, MACHINE = "result", "step.json", "machine.json"
 INPUT = "input"
 """What the input of a network is called that is trained here."""
 
@@ -47,16 +53,18 @@ class Settings:
 
 @dataclass(frozen=True)
 class Done:
-    """A step that was carried out. ``model``: its network. ``curve``: a row of each epoch.
+    """A step that was carried out. ``model``: its network. ``curve``: a row of each epoch. ``quantized``: the network
+    of its int8 program, where it has one.
 
     ``figures`` are those of its report: MACs and parameters, the latency where a target was asked, what recovery
-    started from and came to on held-out samples, seconds.
+    started from and came to on held-out samples, seconds, and the device, precision and processor of training.
     """
 
     step: Step
     model: Path
     figures: dict[str, Any]
     curve: tuple[dict[str, Any], ...]
+    quantized: Path | None = None
 
 
 def resolved(step: Step, settings: Settings) -> dict[str, Any]:
@@ -98,13 +106,24 @@ def carry_out(
         "model": None if model is None else file_sha256(model),
     })  # fmt: skip
     if model is not None:
-        report = _lowered(lower_config(step, options, seed, model, result, settings), events)
-        return Done(step, result / report["artifacts"]["onnx"], _lower_figures(report), _lower_curve(report))
-    config = train_config(experiment, step, options, seed, result, settings)
-    trained = train(config, events, lambda phase, epoch, total: events.note(_line(phase, epoch, total)))
+        report = _finished(result / "report.json")  # results of lower are whole or not there
+        if report is None:
+            report = lower(lower_config(step, options, seed, model, result, settings), events).report
+            if report["recovery"] is not None:
+                _note_machine(folder, report["recovery"]["device"], report["recovery"]["precision"])
+        artifacts = report["artifacts"]
+        quantized = None if artifacts.get("quantized") is None else result / artifacts["quantized"]
+        figures = _lower_figures(report, _noted_machine(folder))
+        return Done(step, result / artifacts["onnx"], figures, _lower_curve(report), quantized)
+    trained = _finished(result / REPORT)  # which train writes last
     if trained is None:
-        raise UsageError("start the experiments without torchrun; rankc train works with it")
-    return Done(step, result / trained["artifacts"]["onnx"], _train_figures(trained), _train_curve(trained))
+        config = train_config(experiment, step, options, seed, result, settings)
+        trained = train(config, events, lambda phase, epoch, total: events.note(_line(phase, epoch, total)))
+        if trained is None:
+            raise UsageError("start the experiments without torchrun; rankc train works with it")
+        _note_machine(folder, trained["hardware"]["device"], trained["phases"][0]["options"]["precision"])
+    figures = _train_figures(trained, _noted_machine(folder))
+    return Done(step, result / trained["artifacts"]["onnx"], figures, _train_curve(trained))
 
 
 def train_config(
@@ -150,13 +169,32 @@ def lower_config(
     return LowerConfig.from_values(values, f"experiment {step.owner}, step {step.name}")
 
 
-def _lowered(config: LowerConfig, events: Events) -> dict[str, Any]:
-    assert config.output is not None
-    written = config.output / "report.json"
-    if written.is_file():  # results of lower are whole or not there
-        report: dict[str, Any] = json.loads(written.read_text(encoding="utf-8"))
-        return report
-    return lower(config, events).report
+def _finished(path: Path) -> dict[str, Any] | None:
+    """The report of a command that is through; None where it is not. InputError for a file that is no report."""
+    if not path.is_file():
+        return None
+    try:
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {str(error).splitlines()[0]}") from error
+    return report
+
+
+def _note_machine(folder: Path, device: str, precision: str) -> None:
+    """Keeps what the step was trained on just now: reports name neither all of it nor what "auto" came to."""
+    place = torch.device(device)
+    if precision == "auto":
+        precision = "bf16" if multiplies_bf16(place) else "fp32"
+    processor = hardware(replace(ALONE, device=place))["processor"]
+    text = json.dumps({"device": device, "precision": precision, "processor": processor}, indent=2) + "\n"
+    try:
+        (folder / MACHINE).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{folder / MACHINE}: cannot be written: {error.strerror}") from error
+
+
+def _noted_machine(folder: Path) -> dict[str, Any]:
+    return _finished(folder / MACHINE) or {}
 
 
 def _bind(folder: Path, what: dict[str, Any]) -> None:
@@ -193,8 +231,9 @@ def _line(phase: str, epoch: Any, total: int) -> str:
     return f"{phase}: epoch {epoch.number + 1} of {total}, loss {epoch.loss:.4f}{held}, {epoch.seconds:.0f} s"
 
 
-def _lower_figures(report: Mapping[str, Any]) -> dict[str, Any]:
+def _lower_figures(report: Mapping[str, Any], machine: Mapping[str, Any]) -> dict[str, Any]:
     before, after, recovery = report["baseline"], report["result"], report["recovery"]
+    told = {} if recovery is None else {key: recovery[key] for key in ("device", "precision")}
     return {
         "macs": [before["macs"]["value"], after["macs"]["value"]],
         "params": [before["params"]["value"], after["params"]["value"]],
@@ -203,6 +242,7 @@ def _lower_figures(report: Mapping[str, Any]) -> dict[str, Any]:
         "budgets_met": all(budget["met"] for budget in report["budgets"]),
         "held_out": None if recovery is None else [recovery["before"], recovery["after"]],
         "seconds": sum(report["timings"].values()) if recovery is None else recovery["seconds"],
+        "trained_on": None if recovery is None else {"processor": None, **told, **machine},
     }
 
 
@@ -211,13 +251,15 @@ def _lower_curve(report: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
     return () if recovery is None else tuple({"phase": "recover", **row} for row in recovery["curve"])
 
 
-def _train_figures(report: Mapping[str, Any]) -> dict[str, Any]:
+def _train_figures(report: Mapping[str, Any], machine: Mapping[str, Any]) -> dict[str, Any]:
     before, after = report["baseline"], report["result"]
+    told = {key: report["hardware"][key] for key in ("device", "processor")}
     return {
         "macs": [before["macs"], after["macs"]],
         "params": [before["params"], after["params"]],
         "held_out": [None, report["phases"][-1]["held_out"]],
         "seconds": sum(phase["seconds"] for phase in report["phases"]),
+        "trained_on": {"precision": report["phases"][0]["options"]["precision"], **told, **machine},
     }
 
 

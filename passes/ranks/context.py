@@ -70,7 +70,8 @@ class SearchContext:
 
 
 class SearchingSolver(Protocol):
-    """The same problem, context and seed give the same plan on one machine, as long as no time limit ends the search.
+    """The same problem, context and seed give the same plan on one machine's processor, as long as no time limit ends
+    the search; on a GPU, where sums differ in their order, it may be another one.
 
     A plan that carries ``preferences`` is chosen anew from them when the network as a whole turns out to cost more
     than the sum over its layers, or when the emitted files do; one without is then changed as little as possible.

@@ -153,3 +153,13 @@ def test_a_broken_or_missing_file_is_unusable_input(tmp_path: Path) -> None:
 def test_values_without_a_toml_form_are_refused() -> None:
     with pytest.raises(TypeError, match="a complex has no place in a configuration file"):
         dumps({"z": 1j})
+
+
+def test_a_device_is_for_whatever_trains() -> None:
+    """A solver that looks at the network trains on calibration data too."""
+    assert LowerConfig(model=Path("m"), solver="haloc", device="cpu").device == "cpu"
+    assert LowerConfig(model=Path("m"), train="t.npz", device="cpu").device == "cpu"
+    with pytest.raises(UsageError, match="--device is for training: give --train data"):
+        LowerConfig(model=Path("m"), solver="milp", device="cpu")
+    with pytest.raises(UsageError, match="--epochs is for training: give --train data"):
+        LowerConfig(model=Path("m"), solver="haloc", device="cpu", epochs=3)

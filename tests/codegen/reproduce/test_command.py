@@ -17,9 +17,11 @@ RESULT: dict[str, Any] = {
     "title": "T", "schedule": "short", "seeds": [0, 1],
     "summary": [
         {"step": "dense", "accuracy_mean": 0.9, "accuracy_deviation": 0.001, "gain_points_mean": 0.0,
-         "gain_points_deviation": 0.0, "macs_ratio_mean": 1.0, "params_ratio_mean": 1.0, "latency_ratio_mean": None},
+         "gain_points_deviation": 0.0, "runs": 2, "accuracy_int8_mean": None, "accuracy_int8_deviation": None,
+         "budgets_missed": None, "macs_ratio_mean": 1.0, "params_ratio_mean": 1.0, "latency_ratio_mean": None},
         {"step": "milp", "accuracy_mean": 0.91, "accuracy_deviation": None, "gain_points_mean": 1.0,
-         "gain_points_deviation": None, "macs_ratio_mean": 0.278, "params_ratio_mean": 0.3, "latency_ratio_mean": 0.5},
+         "gain_points_deviation": None, "runs": 2, "accuracy_int8_mean": 0.897, "accuracy_int8_deviation": 0.002,
+         "budgets_missed": 1, "macs_ratio_mean": 0.278, "params_ratio_mean": 0.3, "latency_ratio_mean": 0.5},
     ],
     "published": [{"system": "HALOC", "source": "s", "gain_points": 0.07, "macs_removed": 72.2}],
 }  # fmt: skip
@@ -62,6 +64,8 @@ def test_options_arrive_and_the_table_is_shown(
     ]
     out = capfd.readouterr().out
     assert "90.00 % ± 0.10" in out and "+1.00" in out and "27.8 %" in out and "HALOC (published)" in out
+    (row,) = [line for line in out.splitlines() if "milp" in line]
+    assert "89.70 % ± 0.20" in row and "missed by 1 of 2" in row
     assert call("vgg16-macs", "-o", str(tmp_path), "--json", "-") == 0
     assert json.loads(capfd.readouterr().out) == RESULT
 

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 
+from codegen.config import LowerConfig
+from codegen.dataset_files import script_function, split_source
 from codegen.events import QuietEvents, RecordingEvents
 from codegen.reproduce import experiment as experiments
 from codegen.reproduce import run as running
 from codegen.reproduce import steps as stepping
-from codegen.reproduce.data import Synthetic
+from codegen.reproduce.data import Cifar10, Synthetic, loader
 from codegen.reproduce.run import COLUMNS, ReproduceConfig, reproduce, schema
+from codegen.train.run import train
 from passes.errors import InputError, UsageError
+from tests.onnx_models import onnx_model
 
 SMALL = """
 title = "Two of the steps, on a tiny network"
@@ -105,6 +112,117 @@ def test_what_is_done_is_not_done_again(finished: tuple[Path, dict[str, Any]], m
     assert reproduce(config(folder, seeds=(0, 1)), QuietEvents()) == result
     one = reproduce(config(folder, seeds=(1,)), QuietEvents())
     assert one["runs"] == result["runs"][2:] and one["summary"][1]["accuracy_deviation"] is None
+
+
+def test_how_the_folders_are_written_makes_no_difference(
+    finished: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, result = finished
+    monkeypatch.chdir(folder)
+    written = config(folder, output=Path("out"), data=Path("nowhere") / "..", seeds=(0, 1))
+    assert reproduce(written, QuietEvents()) == result
+
+
+def test_an_interrupted_step_goes_on_under_another_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: Any) -> None:
+        raise Stopped
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stepping, "train", lambda given, events, on_epoch: train(given, events, stopped))
+    with pytest.raises(Stopped):
+        reproduce(config(tmp_path, output=Path("out"), data=Path()), QuietEvents())
+    assert not (tmp_path / "out/small/short/seed0/dense/result/train.json").exists()
+    monkeypatch.setattr(stepping, "train", train)
+    result = reproduce(config(tmp_path), QuietEvents())
+    assert len(result["runs"]) == 2
+
+
+def test_finished_steps_may_be_moved(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished[0] / "out", tmp_path / "out")
+    monkeypatch.setattr(stepping, "train", lambda *_: pytest.fail("was done again"))
+    assert reproduce(config(tmp_path, seeds=(0, 1)), QuietEvents()) == finished[1]
+
+
+def test_the_loader_works_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    source = loader(Cifar10(Path("data")), "input", Path("scripts"))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    path, function = split_source(source)
+    assert function is not None
+    training = script_function(path, function)
+    assert training is not None
+    with pytest.raises(InputError, match=re.escape(str(tmp_path / "data" / "cifar10" / "train_0.npz"))):
+        list(training())
+
+
+def test_a_run_tells_what_it_was_trained_on(
+    finished: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays what it was, whatever machine the finished steps are read on."""
+    folder, result = finished
+    report = json.loads((folder / "out/small/short/seed0/elrt/result/train.json").read_text())
+    expected = {"device": "cpu", "precision": "fp32", "processor": report["hardware"]["processor"]}
+    assert [run["trained_on"] for run in result["runs"]] == 4 * [expected]
+    elsewhere = {"cores": 1, "threads": 1, "processor": "vax", "system": "VMS", "gpu": "none such"}
+    monkeypatch.setattr(running, "_machine", lambda device: elsewhere)
+    monkeypatch.setattr(stepping, "hardware", lambda group: {"processor": "vax"})
+    again = reproduce(config(folder, seeds=(0, 1)), QuietEvents())
+    assert again["machine"] == elsewhere and again["runs"] == result["runs"]
+
+
+LOWERED: dict[str, Any] = {
+    **{name: {k: {"value": v, "unit": "cycles"} for k in ("macs", "params", "latency")}
+       for name, v in (("baseline", 2.0), ("result", 1.0))},
+    "budgets": [{"met": True}, {"met": False}],
+    "recovery": {"before": 0.1, "after": 0.2, "seconds": 3.0, "device": "cuda:1", "precision": "bf16", "curve": []},
+    "artifacts": {"onnx": "model.onnx", "quantized": "model_int8.onnx"},
+}  # fmt: skip
+
+
+def classifier(path: Path, which: int, rows: int | str) -> None:
+    """A network that always names class ``which``; its file takes ``rows`` samples at once."""
+    text = f"net (float[{rows},3,8,8] input) => (float[{rows},4] y) {{\n"
+    text += " f = Flatten (input)\n y = Gemm (f, w, b)\n}"
+    bias = np.eye(4, dtype=np.float32)[which]
+    graph = onnx_model(text, {"w": np.zeros((192, 4), np.float32), "b": bias})
+    path.write_bytes(graph.SerializeToString())
+
+
+def test_the_int8_network_and_missed_budgets_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lowering = SMALL.partition("[[published]]")[0].replace(
+        'name = "elrt"\nkind = "elrt"\noptions = { macs', 'name = "low"\nkind = "lower"\noptions = { macs'
+    )
+    lowering = re.sub(r'(kind = "lower"\noptions = ).*', r'\1{ budgets = { macs = "60%" } }', lowering)
+    monkeypatch.setattr(experiments, "read", lambda name: experiments.parse(name, lowering))
+
+    def lower(given: LowerConfig, events: Any) -> Any:
+        assert given.output is not None
+        given.output.mkdir(parents=True)
+        classifier(given.output / "model.onnx", 1, "N")
+        classifier(given.output / "model_int8.onnx", 2, 1)
+        (given.output / "report.json").write_text(json.dumps(LOWERED))
+        return SimpleNamespace(report=LOWERED)
+
+    monkeypatch.setattr(stepping, "lower", lower)
+    monkeypatch.setattr(stepping, "hardware", lambda group: {"processor": f"the GPU at {group.device}"})
+    dense = tmp_path / "dense.onnx"
+    classifier(dense, 0, "N")
+    result = reproduce(config(tmp_path, dense=dense), QuietEvents())
+    share = np.bincount(Synthetic(tmp_path).test()[1], minlength=4) / 480
+    runs = {run["step"]: run for run in result["runs"]}
+    assert (runs["low"]["accuracy"], runs["low"]["accuracy_int8"]) == (share[1], share[2])
+    assert runs["dense"]["accuracy_int8"] is None and "trained_on" not in runs["dense"]
+    assert runs["low"]["trained_on"] == {"device": "cuda:1", "precision": "bf16", "processor": "the GPU at cuda:1"}
+    rows = {row["step"]: row for row in result["summary"]}
+    assert rows["low"]["budgets_missed"] == 1 and rows["dense"]["budgets_missed"] is None
+    assert rows["low"]["accuracy_int8_mean"] == share[2] and rows["dense"]["accuracy_int8_mean"] is None
+    # without the note beside the report, what the report itself says
+    (tmp_path / "out/small/short/seed0/low/machine.json").unlink()
+    (again,) = [run for run in reproduce(config(tmp_path, dense=dense), QuietEvents())["runs"] if run["step"] == "low"]
+    assert again["trained_on"] == {"device": "cuda:1", "precision": "bf16", "processor": None}
 
 
 class Stopped(Exception):
@@ -195,6 +313,7 @@ def test_every_kind_of_step(tmp_path: Path) -> None:
     for step in ("milp", "elrt", "svd"):
         assert runs[step]["macs"][1] <= 0.6 * runs[step]["macs"][0] == 0.6 * runs["dense"]["macs"][0]
         assert runs[step]["accuracy"] > 0.5  # chance is a quarter
+    assert 0.5 < runs["milp"]["accuracy_int8"] <= 1 and runs["milp"]["trained_on"]["device"] == "cpu"
     assert runs["milp"]["budgets_met"] and runs["milp"]["latency"][1] < runs["milp"]["latency"][0]
     again = reproduce(config(tmp_path, name="self-test"), QuietEvents())
     assert again == result
