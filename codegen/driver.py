@@ -36,7 +36,7 @@ from codegen.workspace import Workspace, check_output
 from passes import registry
 from passes.core.cost import Cost
 from passes.drop_dead_code import DropDeadCode
-from passes.errors import InputError, UsageError
+from passes.errors import InputError, UnsupportedError, UsageError
 from passes.factorize import Factorize
 from passes.fuse_pointwise import FusePointwise
 from passes.graph import Note
@@ -238,6 +238,8 @@ def _unharmful(
 
 def _recovered(search: PlanSearch, recovery: Recovery, made: _Made, workspace: Workspace) -> _Made:
     """The settled network with trained weights; as it was where training made it no better. Nothing is emitted."""
+    from passes.training.recovery import NotTrainedError
+
     run, found = search.run_events, made.found
     if all(choice.format is None for choice in found.choices.values()):
         run.note("no recovery: no layer was rewritten")
@@ -245,8 +247,8 @@ def _recovered(search: PlanSearch, recovery: Recovery, made: _Made, workspace: W
     assert search.space is not None
     plan = plan_sha256(plan_layers(search.space.sites, found.choices))
     try:
-        network, report = recovery.run(made.network, search.network, workspace.training / plan[:16])
-    except InputError as error:
+        network, report = recovery.run(made.network, search.network, workspace.training_of(plan[:16]))
+    except (NotTrainedError, UnsupportedError) as error:
         run.warning(f"no recovery: {error}")
         return made
     if not report.best_epoch:

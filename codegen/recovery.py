@@ -54,10 +54,18 @@ def check_training(config: LowerConfig) -> None:
             "--train-processes N, or train with tools/train.py"
         )
     recovery_options(config, _FEW_SAMPLES)
+    import torch
+
     from passes.training.devices import joined
 
-    with joined(config.device or "auto"):
-        pass
+    device, processes = config.device or "auto", config.train_processes or 1
+    with joined(device) as group:
+        if group.device.type != "cuda" or processes == 1:
+            return
+    if ":" in device:
+        raise UsageError(f"--device {device}: is one GPU, --train-processes {processes} takes as many: give cuda")
+    if processes > (there := torch.cuda.device_count()):
+        raise UsageError(f"--train-processes {processes}: takes a GPU each, this machine has {there}; or --device cpu")
 
 
 def recovery_options(config: LowerConfig, samples: int) -> RecoveryOptions:
@@ -154,7 +162,8 @@ class Recovery:
     def run(self, rewritten: OnnxGraph, dense: OnnxGraph, folder: Path) -> tuple[OnnxGraph, RecoveryReport]:
         """``rewritten`` with trained weights, or as it is where no epoch was better; ``folder`` keeps the checkpoint.
 
-        InputError where training diverged, UnsupportedError where the rewritten network cannot be trained.
+        NotTrainedError where data are too few or training diverged, UnsupportedError where the rewritten network cannot
+        be trained; InputError for a checkpoint that cannot be written or is refused.
         """
         from codegen.recovery_processes import train_apart
         from passes.training.devices import joined

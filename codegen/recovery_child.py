@@ -14,14 +14,14 @@ from codegen.child_process import end_with_parent
 from codegen.recovery import train
 from codegen.recovery_processes import LABELS, PROGRESS, REQUEST, RESULT, STUDENT, TEACHER, TRAINED
 from codegen.training_data import augmentation
-from passes.errors import InputError
+from passes.errors import InputError, UnsupportedError
 from passes.onnx_graph import OnnxGraph
 from passes.onnx_module import to_trainable
 from passes.training.data import TrainingSet
 from passes.training.devices import joined
 from passes.training.options import TrainingOptions
 from passes.training.progress import Epoch, Step
-from passes.training.recovery import RecoveryOptions
+from passes.training.recovery import NotTrainedError, RecoveryOptions
 
 
 def main(place: Path) -> int:
@@ -33,7 +33,8 @@ def main(place: Path) -> int:
             network, report = _train(place, request, group, teller)
         except InputError as error:
             if group.leads:
-                (place / RESULT).write_text(json.dumps({"error": str(error)}), encoding="utf-8")
+                result = {"error": str(error), "not_trained": isinstance(error, NotTrainedError | UnsupportedError)}
+                (place / RESULT).write_text(json.dumps(result), encoding="utf-8")
             return 1
         if group.leads:
             network.save(place / TRAINED)

@@ -40,9 +40,11 @@ def train_apart(
 ) -> tuple[OnnxGraph, RecoveryReport]:
     """:meth:`codegen.recovery.Recovery.run` in ``processes`` processes; ``folder`` keeps the checkpoint.
 
-    InputError for what a process found unusable, RankcError where one failed in another way. An interrupt stops them
-    first, with their state saved.
+    The same errors for what a process found unusable, RankcError where one failed in another way. An interrupt stops
+    them first, with their state saved.
     """
+    from passes.training.recovery import NotTrainedError
+
     with tempfile.TemporaryDirectory(prefix="rankc-") as name:
         place = Path(name)
         _write(place, rewritten, dense, job, folder)
@@ -61,7 +63,7 @@ def train_apart(
         result = place / RESULT
         found: dict[str, Any] = json.loads(result.read_bytes()) if result.is_file() else {}
         if "error" in found:
-            raise InputError(found["error"])
+            raise NotTrainedError(found["error"]) if found["not_trained"] else InputError(found["error"])
         if agent.returncode or "report" not in found:
             tail = (place / "log").read_text(errors="replace").strip().splitlines()
             raise RankcError(f"training in {processes} processes failed: {tail[-1] if tail else 'no message'}")

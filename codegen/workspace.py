@@ -97,7 +97,8 @@ class Workspace:
     """Context of one run. Files go to ``staging``; :meth:`commit` makes them the output.
 
     Leaving it with a RankcError, or before the first checkpoint, leaves nothing behind; leaving it in any other way
-    without a commit keeps the checkpoints for ``--resume``.
+    without a commit keeps the checkpoints for ``--resume``. Once training has begun, an error other than a UsageError
+    keeps them too: a full disk or a worker that died must not cost what was trained.
     """
 
     def __init__(
@@ -139,7 +140,8 @@ class Workspace:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        interrupted = error is not None and not isinstance(error, RankcError)
+        kept = UsageError if self.training.is_dir() else RankcError
+        interrupted = error is not None and not isinstance(error, kept)
         self._leave(keep=interrupted and bool(self._store.names))
 
     def place(self, path: Path) -> Path:
@@ -155,6 +157,13 @@ class Workspace:
     def restore(self, name: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]] | None:
         """The arrays and the JSON object of an earlier :meth:`checkpoint`, or None."""
         return self._store.restore(name)
+
+    def training_of(self, plan: str) -> Path:
+        """The folder for the training checkpoint of a plan. From here on an error keeps what there is."""
+        folder = self.training / plan
+        with _writing(self.folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def commit(self) -> None:
         """Makes ``staging`` the output, in one step, and drops the state."""

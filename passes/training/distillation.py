@@ -1,9 +1,11 @@
 """What a rewritten network learns from: the dense one's outputs and features, and the labels where there are any.
 
-    loss = T^2 KL(teacher / T || student / T) + alpha CE(student, labels) + beta mean(|f - f'|^2 / |f'|^2)
+    loss = T^2 KL(teacher / T || student / T) + alpha CE(student, labels) + beta mean(|f - f'|^2 / max(|f'|^2, c))
 
 Hinton, Vinyals and Dean 2015, eq. 1 to 4, with hints (Romero et al. 2015) that need no regressor: factors do not change
-the width of a feature map. Outputs that are no class scores are compared by their relative squared error instead.
+the width of a feature map. Outputs that are no class scores are compared by their relative squared error instead. The
+means are over samples, each with its own norm and a c that no batch changes: the gradients of a batch's parts, in
+several processes, average to the whole batch's.
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ Scores = Literal["logits", "probabilities", "values"]
 """What the first output is: scores before or after a softmax, or no class scores at all."""
 
 _TINY = 1e-12
+
+_FLOOR = 0.1
+"""The least that a sample's error is divided by, of the mean |f'|^2: a map near zero counts ten times at most."""
 
 
 def scores_kind(network: nn.Module, data: TrainingSet) -> Scores:
@@ -100,7 +105,8 @@ class Distillation:
     """The objective of the module's docstring, for tapped networks with ``outputs`` outputs of their own.
 
     ``teacher`` is never trained. ``alpha`` and ``label_smoothing`` are for labels, where a batch has them; the
-    temperature is for class scores.
+    temperature is for class scores. ``samples`` tell how large the teacher's maps and outputs are: relative errors are
+    divided by a tenth of their mean square at least, without samples by whatever a sample has.
     """
 
     def __init__(
@@ -113,11 +119,13 @@ class Distillation:
         alpha: float,
         beta: float,
         label_smoothing: float,
+        samples: TrainingSet | None = None,
     ) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
         self.outputs, self.kind = outputs, kind
         self.temperature, self.alpha, self.beta = temperature, alpha, beta
         self.label_smoothing = label_smoothing
+        self.floors = None if samples is None else _floors(self.teacher, samples)  # follow from teacher and data
 
     def describe(self) -> dict[str, Any]:
         names = ("outputs", "kind", "temperature", "alpha", "beta", "label_smoothing")
@@ -132,32 +140,51 @@ class Distillation:
         if self.kind != "values" and self.alpha > 0 and LABELS in batch:
             scores = self._scores(found[0])
             loss = loss + self.alpha * F.cross_entropy(scores, batch[LABELS], label_smoothing=self.label_smoothing)
-        features = list(zip(found[self.outputs :], wanted[self.outputs :], strict=True))
+        features = range(self.outputs, len(wanted))
         if features and self.beta > 0:
-            loss = loss + self.beta * sum(relative_square(f, w) for f, w in features) / len(features)
+            parts = [relative_square(found[i], wanted[i], self._floor(i)) for i in features]
+            loss = loss + self.beta * sum(parts) / len(parts)
         return loss
 
     def apart(self, found: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
         """How far the outputs are from the teacher's."""
-        pairs = list(zip(found, wanted, strict=True))
+        pairs = list(enumerate(zip(found, wanted, strict=True)))
         total = torch.zeros((), device=found[0].device)
         if self.kind != "values":
-            f, w = (self._scores(x) / self.temperature for x in pairs.pop(0))
+            f, w = (self._scores(x) / self.temperature for x in pairs.pop(0)[1])
             kl = F.kl_div(F.log_softmax(f, 1), F.log_softmax(w, 1), log_target=True, reduction="batchmean")
             total = total + kl * self.temperature**2
-        for f, w in pairs:
+        for index, (f, w) in pairs:
             if w.is_floating_point():
-                total = total + relative_square(f, w)
+                total = total + relative_square(f, w, self._floor(index))
         return total
+
+    def _floor(self, index: int) -> float:
+        return _TINY if self.floors is None else self.floors[index]
 
     def _scores(self, x: Tensor) -> Tensor:
         return x.float() if self.kind == "logits" else x.float().clamp_min(_TINY).log()
 
 
-def relative_square(found: Tensor, wanted: Tensor) -> Tensor:
-    """|found - wanted|^2 / |wanted|^2 over the whole batch."""
+def relative_square(found: Tensor, wanted: Tensor, floor: float = _TINY) -> Tensor:
+    """Mean over samples, the first axis, of |found - wanted|^2 / max(|wanted|^2, floor)."""
     wanted = wanted.float()
-    return (found.float() - wanted).square().sum() / wanted.square().sum().clamp_min(_TINY)
+    return (_squares(found.float() - wanted) / _squares(wanted).clamp_min(floor)).mean()
+
+
+def _squares(x: Tensor) -> Tensor:
+    """|x|^2 of each sample, (N,)."""
+    return x.square().reshape(len(x) if x.ndim else 1, -1).sum(1)
+
+
+@torch.no_grad()
+def _floors(teacher: nn.Module, samples: TrainingSet) -> list[float]:
+    """What a sample's error is divided by at least, for each output of the teacher."""
+    sums: list[float] = []
+    for batch in samples.batches(64):
+        made = [float(_squares(x.float()).double().sum()) for x in outputs_of(teacher(*inputs_of(batch)))]
+        sums = [a + b for a, b in zip(sums or [0.0] * len(made), made, strict=True)]
+    return [max(_FLOOR * total / len(samples), _TINY) for total in sums]
 
 
 def outputs_of(found: Tensor | tuple[Tensor, ...] | list[Tensor]) -> tuple[Tensor, ...]:

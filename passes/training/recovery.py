@@ -27,6 +27,11 @@ from passes.training.progress import Epoch, Run, Step
 from passes.training.recovery_norms import Norms, ScaleNorm, fold_all, insert
 from passes.training.trainer import Trainer
 
+
+class NotTrainedError(InputError):
+    """The network cannot be trained on these data by this recipe; it is what it was, and can be used as it is."""
+
+
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, ScaleNorm)
 
 
@@ -64,7 +69,7 @@ class Recovered:
     """What came of it. ``before``, ``after`` and ``teacher`` are scores on held-out samples, higher is better.
 
     ``measure``: "accuracy" where there are class scores and labels, else "-error", minus the distance of the outputs
-    from the teacher's as the objective measures it. ``kept_start``: no epoch was as good as the start, and the network
+    from the teacher's as the objective measures it. ``kept_start``: no epoch was better than the start, and the network
     is what it was. ``aligned`` names the feature maps, ``normalized`` the sites that had a BatchNorm.
     """
 
@@ -98,8 +103,9 @@ def recover(
 
     ``teacher`` is left alone. Feature maps are matched by the tensors' names in both networks' sites. ``folder``,
     ``group`` and ``augment`` are the trainer's. ``on_start`` is told the measure and the held-out scores of student
-    and teacher before the first step. InputError where the data are too few, the labels do not fit, or training
-    diverges; the student is then as it was.
+    and teacher before the first step. After an error the student is as it was: NotTrainedError where the data are too
+    few or training diverges, InputError where the labels do not fit and for a checkpoint that cannot be written or is
+    another run's.
     """
     training = options.training
     dense, work = teacher.clone(), student.clone()
@@ -109,9 +115,12 @@ def recover(
     try:
         kept, held = data.split(training.held_out, training.seed)
     except ValueError as error:
-        raise InputError(f"training data: {error}") from error
+        raise NotTrainedError(f"training data: {error}") from error
     if not len(held):
-        raise InputError("no training samples are held out: the best weights cannot be chosen")
+        raise NotTrainedError("no training samples are held out: the best weights cannot be chosen")
+    if min(training.batch, len(kept)) < group.size:
+        whole = min(training.batch, len(kept))
+        raise NotTrainedError(f"a batch of {whole} samples cannot be shared by {group.size} processes")
     # On the processor, where the same samples give the same bits: a resumed run must start from the same network.
     normalized = insert(work, _first(kept, options.norm_samples), options.norms)
     pairs = alignment(student, teacher, options.features)
@@ -119,7 +128,7 @@ def recover(
     objective = Distillation(
         tapped(dense, [name for _, name in pairs]), len(teacher.outputs), kind,
         temperature=options.temperature, alpha=options.alpha, beta=options.beta,
-        label_smoothing=training.label_smoothing,
+        label_smoothing=training.label_smoothing, samples=_first(kept, options.norm_samples),
     )  # fmt: skip
     for one in (module, objective.teacher):
         lay_out(one.to(group.device))
@@ -129,12 +138,19 @@ def recover(
     on_start(score.measure(held), before, of_teacher)
     if training.clip_norm is None and not any(isinstance(m, _NORMS) for m in module.modules()):
         training = replace(training, clip_norm=1.0)  # without a norm in it, the first steps throw a network off
-    run = Trainer(
+    trainer = Trainer(
         module, objective, data, training, folder=folder, group=group, augment=augment, score=score,
         on_step=on_step, on_epoch=on_epoch, on_note=on_note,
-    ).run()  # fmt: skip
+    )  # fmt: skip
+    try:
+        run = trainer.run()
+    except InputError as error:
+        # Checkpoints are written and read with finite weights: such an error is of a file, not for going on without.
+        if all(bool(p.isfinite().all()) for p in module.parameters()):
+            raise
+        raise NotTrainedError(str(error)) from error
     reached = run.held_out
-    kept_start = reached is None or not reached >= before
+    kept_start = reached is None or not reached > before
     if not kept_start:
         work.module.load_state_dict(module.cpu().state_dict(), strict=False)
         work.module.cpu().eval()

@@ -21,6 +21,7 @@ from codegen import cli, driver
 from codegen.config import LowerConfig
 from codegen.emission import Emission, EmissionRequest
 from codegen.events import Events, Progress, QuietEvents
+from codegen.recovery import check_training
 from codegen.report.build import validate
 from codegen.report.console import print_report
 from codegen.result import LowerResult
@@ -213,16 +214,54 @@ def test_nothing_rewritten_is_nothing_to_recover(tmp_path: Path, files: Path) ->
     assert any("no layer was rewritten" in note["text"] for note in report["notes"])
 
 
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_that_diverges_keeps_the_plan_s_network(
-    tmp_path: Path, files: Path, emitter: Emitter, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, files: Path, emitter: Emitter, processes: int
 ) -> None:
-    def diverging(*args: Any, **kwargs: Any) -> None:
-        raise InputError("training diverged in epoch 1: the loss is no number; lower the lr")
-
-    monkeypatch.setattr("passes.training.recovery.recover", diverging)
-    report = run(tmp_path / "out", files).report
+    report = run(tmp_path / "out", files, epochs=1, lr=1e30, train_processes=processes, device="cpu").report
     assert report["recovery"] is None and any("training diverged" in text for text in report["warnings"])
     assert emitter.requests == [(True, emitter.requests[0][1]), (False, emitter.requests[0][1])]
+
+
+def test_a_checkpoint_that_cannot_be_written_or_read_ends_the_run_and_stays(
+    tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, full = tmp_path / "out", InputError("training.pt: cannot be written: No space left on device")
+
+    def failing(path: Path, state: dict[str, Any]) -> None:
+        raise full
+
+    with pytest.raises(KeyboardInterrupt):
+        run(out, files, Interrupting(at=24), epochs=2)
+    (kept,) = (tmp_path / ".out.rankc" / "training").glob("*/training.pt")
+    whole = kept.read_bytes()
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="No space left on device"):
+        patch.setattr("passes.training.checkpoint.save", failing)
+        run(out, files, epochs=2, resume=True)
+    assert kept.read_bytes() == whole and not out.exists()
+    kept.write_bytes(whole[:100])
+    with pytest.raises(InputError, match="is no checkpoint"):
+        run(out, files, epochs=2, resume=True)
+    assert kept.read_bytes() == whole[:100] and not out.exists()
+
+
+def test_processes_must_fit_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.set_device", lambda device: None)
+
+    def check(processes: int, device: str | None) -> None:
+        values = {"model": DIGITS, "train": "no such file", "train_processes": processes, "device": device}
+        check_training(LowerConfig.from_values(values))
+
+    for device in (None, "auto", "cuda"):
+        check(2, device)
+        with pytest.raises(UsageError, match="--train-processes 3: takes a GPU each, this machine has 2"):
+            check(3, device)
+    check(3, "cpu")
+    check(1, "cuda:1")
+    with pytest.raises(UsageError, match="--device cuda:1: is one GPU, --train-processes 2 takes as many"):
+        check(2, "cuda:1")
 
 
 def test_two_processes_share_a_recovery(tmp_path: Path, files: Path) -> None:

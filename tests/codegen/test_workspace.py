@@ -12,7 +12,7 @@ import codegen.workspace
 from codegen.checkpoint import RunKey
 from codegen.events import RecordingEvents
 from codegen.workspace import Workspace, check_output
-from passes.errors import InputError, UsageError, VerificationError
+from passes.errors import InputError, RankcError, UsageError, VerificationError
 
 KEY = RunKey({"seed": 0}, {"model": "aa"}, {})
 CHECKOUT = Path(codegen.workspace.__file__).parents[1]
@@ -78,6 +78,24 @@ def test_a_failed_run_leaves_nothing_and_an_old_result_untouched(tmp_path: Path)
         raise InputError("x")
     assert everything(tmp_path) == RESULT
     assert (tmp_path / "out" / "model.onnx").read_text() == "old"
+
+
+@pytest.mark.parametrize(("error", "kept"), [(RankcError, True), (InputError, True), (UsageError, False)])
+def test_once_training_has_begun_its_state_outlives_an_error(
+    tmp_path: Path, error: type[RankcError], kept: bool
+) -> None:
+    with pytest.raises(error), Workspace(tmp_path / "out", KEY) as space:
+        space.checkpoint("s", {}, {"done": 1})
+        (space.training_of("plan") / "training.pt").write_text("weights")
+        raise error("x")
+    assert (tmp_path / ".out.rankc").exists() == kept and not (tmp_path / "out").exists()
+    if kept:
+        with Workspace(tmp_path / "out", KEY, resume=True) as space:
+            assert space.restore("s") is not None
+            assert (space.training_of("plan") / "training.pt").read_text() == "weights"
+            result(space.staging, "new")
+            space.commit()
+    assert not (tmp_path / ".out.rankc").exists()
 
 
 CHILD = """

@@ -47,7 +47,7 @@ def test_soft_scores_labels_and_features_add_up_as_written() -> None:
     kl = (softmax(t, 1) * (log_softmax(t, 1) - log_softmax(s, 1))).sum(1).mean() * 9.0
     smoothed = 0.9 * np.eye(5)[labels] + 0.1 / 5
     ce = -(smoothed * log_softmax(found, 1)).sum(1).mean()
-    apart = np.square(feature - like).sum() / np.square(like).sum()
+    apart = (np.square(feature - like).sum((1, 2, 3)) / np.square(like).sum((1, 2, 3))).mean()
     made = loss(
         [found, feature], [wanted, like], "logits", labels, temperature=3.0, alpha=0.7, beta=0.4, label_smoothing=0.1
     )
@@ -69,8 +69,38 @@ def test_probabilities_are_compared_as_the_logits_that_they_came_from() -> None:
 def test_values_are_compared_by_their_relative_error() -> None:
     rng = np.random.default_rng(2)
     found, wanted = rng.standard_normal((2, 6, 3, 7))
-    expected = np.square(found - wanted).sum() / np.square(wanted).sum()
+    expected = (np.square(found - wanted).sum((1, 2)) / np.square(wanted).sum((1, 2))).mean()
     assert loss([found], [wanted], "values", np.zeros(6, np.int64), alpha=9.0) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_sample_that_is_nearly_zero_counts_ten_times_at_most() -> None:
+    rng = np.random.default_rng(5)
+    found, wanted = rng.standard_normal((2, 6, 3, 7))
+    feature, like = rng.standard_normal((2, 6, 4))
+    wanted[0], like[1] = 1e-9, 0.0
+    samples = TrainingSet.of({"x": np.zeros((6, 1), np.float32)})
+    expected = 0.0
+    for a, b in ((found, wanted), (feature, like)):
+        gaps, norms = (np.square(x).reshape(6, -1).sum(1) for x in (a - b, b))
+        expected += (gaps / np.maximum(norms, 0.1 * norms.mean())).mean()
+    made = loss([found, feature], [wanted, like], "values", beta=1.0, samples=samples)
+    assert made == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_gradients_of_a_batch_s_parts_average_to_the_whole_one_s() -> None:
+    """Samples of very different size, as several processes would share them."""
+    torch.manual_seed(0)
+    teacher, network = nn.Linear(4, 3), nn.Linear(4, 3)
+    x = torch.randn(6, 4) * torch.tensor([0.0, 1e-3, 0.1, 1.0, 10.0, 100.0])[:, None]
+    objective = Distillation(
+        teacher, 1, "values", temperature=1.0, alpha=0.0, beta=0.0, label_smoothing=0.0, samples=TrainingSet({"x": x})
+    )
+
+    def gradient(part: torch.Tensor) -> torch.Tensor:
+        (found,) = torch.autograd.grad(objective(network, {"x": part}, 0.0, 1.0), [network.weight])
+        return found
+
+    torch.testing.assert_close((gradient(x[:2]) * 2 + gradient(x[2:]) * 4) / 6, gradient(x), rtol=1e-5, atol=1e-7)
 
 
 def test_what_the_output_is_told_from_what_it_says() -> None:
