@@ -49,6 +49,7 @@ HEAVY = {
         "passes.fx_export",
         "passes.fx_rewritten",
         "codegen.api",
+        "codegen.reproduce.run",
         "codegen.quantized.*",
         "codegen.asic_compile.host_layer",
         "codegen.asic_binary.build",

@@ -16,11 +16,11 @@ from codegen.events import Events, RecordingEvents
 from codegen.search import affordable
 from codegen.space import EFFORTS
 from codegen.walks import head, outputs_under, plain_chain, whitened_chain
-from passes import registry
 from passes.core.error import fisher_errors
 from passes.core.fit import FitProblem
 from passes.core.site import Chain, Site, compose
 from passes.correct import Choice, correct
+from passes.ranks.milp import MilpSolver
 from passes.sensitivity import Probe, divergence, drawn_label, moments_by_site, reactions, scores
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class PlanLosses:
         They cost the same and differ in where they spend it, which is what an error model has to judge.
         """
         rng = np.random.default_rng(self.options.seed)
-        solver = registry.SOLVERS.load("milp")
+        solver = MilpSolver()
         budget = {"latency": LEVEL * self.opened.before.latency}
         plans: dict[tuple[tuple[str, int], ...], Plan] = {}
         for _ in range(20 * count):

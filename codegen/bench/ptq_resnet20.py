@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from codegen.bench.benchmark import DATA, MODELS, Table, existing
 from codegen.bench.cifar10 import CALIBRATION, TEST, images, top1
 from codegen.events import Events
-from passes import registry
 from passes.core.cost import Cost
 from passes.errors import UsageError
+from passes.ranks.problem import RankSolver
 
 if TYPE_CHECKING:
     from codegen.space import Effort, Space
@@ -137,15 +137,18 @@ class _Bench:
 
     def carry_out(self, row: str, budget: int) -> tuple[Cost, float, Path]:
         """Price, seconds and file of one network."""
+        from passes.ranks.milp import MilpSolver
+        from passes.ranks.uniform import UniformSolver
+
         rows: dict[str, Callable[[int], tuple[Cost, float, Path]]] = {
-            "a": lambda limit: self._layerwise("uniform", False, limit),
-            "b": lambda limit: self._layerwise("milp", False, limit),
-            "c": lambda limit: self._layerwise("milp", True, limit),
+            "a": lambda limit: self._layerwise(UniformSolver(), False, limit),
+            "b": lambda limit: self._layerwise(MilpSolver(), False, limit),
+            "c": lambda limit: self._layerwise(MilpSolver(), True, limit),
             "d": self._lowered,
         }
         return rows[row](budget)
 
-    def _layerwise(self, solver: str, whitened: bool, budget: int) -> tuple[Cost, float, Path]:
+    def _layerwise(self, solver: RankSolver, whitened: bool, budget: int) -> tuple[Cost, float, Path]:
         from threadpoolctl import threadpool_limits
 
         from codegen.search import affordable
@@ -155,7 +158,7 @@ class _Bench:
             space, moments, shared = self._space(whitened)
             started = time.perf_counter()
             limit = self.before.latency * budget / 100
-            attempt, _ = affordable(space, registry.SOLVERS.load(solver), {"latency": limit}, {}, self._effort())
+            attempt, _ = affordable(space, solver, {"latency": limit}, {}, self._effort())
             chains = {}
             for site in space.sites:
                 choice = attempt.choices[site.name]
@@ -165,7 +168,7 @@ class _Bench:
                     chains[site.name] = whitened_chain(site, choice, moments[site.name], self._correction().ridge)
                 else:
                     chains[site.name] = plain_chain(site, choice)
-            path = self.folder / f"{solver}-{whitened}-{budget}.onnx"
+            path = self.folder / f"{solver.name}-{whitened}-{budget}.onnx"
             cost = self.opened.written(chains, path)
         return cost, shared + time.perf_counter() - started, path
 
