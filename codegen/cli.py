@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from codegen.bench.command import bench
-from codegen.cli_options import Debug, Quiet, Verbose, duration_s, json_target, shapes
+from codegen.cli_options import Debug, Quiet, Verbose, duration_s, json_target, not_both, shapes
 from codegen.cli_reproduce import reproduce
 from codegen.cli_run import run
 from codegen.cli_simulate import simulate
@@ -171,8 +171,7 @@ def lower(
             given["samples"] = None if samples == "all" else samples
         return given
 
-    if verbose and quiet:
-        raise UsageError("--verbose and --quiet contradict each other")
+    not_both(verbose, quiet)
     code = run(model, config, values, json_target(json_), verbose=verbose, quiet=quiet, debug=debug)
     raise typer.Exit(code)
 

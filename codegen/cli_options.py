@@ -21,6 +21,12 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an e
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s)?")
 
 
+def not_both(verbose: bool, quiet: bool) -> None:
+    """Raises UsageError where a command is told to say more and to say nothing."""
+    if verbose and quiet:
+        raise UsageError("--verbose and --quiet contradict each other")
+
+
 def duration_s(text: str) -> float:
     """``90s``, ``10m``, ``1h30m`` in seconds."""
     match = _DURATION.fullmatch(text.strip())

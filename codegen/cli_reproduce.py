@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from codegen.cli_options import Debug, Json, Quiet, json_target
+from codegen.cli_options import Debug, Json, Quiet, json_target, not_both
 from codegen.cli_streams import DONE, check_json_target, events, guarded, own_stdout, present
 from passes.errors import UsageError
 
@@ -42,8 +42,7 @@ def reproduce(
     debug: Debug = False,
 ) -> None:
     """Re-run an experiment of the tables: train, lower, recover, evaluate. Called again, it goes on where it was."""
-    if verbose and quiet:
-        raise UsageError("--verbose and --quiet contradict each other")
+    not_both(verbose, quiet)
 
     def action() -> int:
         json_to = json_target(json_)

@@ -8,7 +8,7 @@ from typing import Annotated, TextIO
 
 import typer
 
-from codegen.cli_options import Debug, Json, Quiet, Verbose, json_target, shapes
+from codegen.cli_options import Debug, Json, Quiet, Verbose, json_target, not_both, shapes
 from codegen.cli_streams import DONE, check_json_target, events, guarded, own_stdout, present, write
 from passes.errors import UsageError
 
@@ -49,8 +49,7 @@ def simulate(
     debug: Debug = False,
 ) -> None:
     """Simulate a network as it is: cycles, stalls, DRAM bytes, energy and roofline by layer."""
-    if verbose and quiet:
-        raise UsageError("--verbose and --quiet contradict each other")
+    not_both(verbose, quiet)
 
     def action() -> int:
         from codegen.simulate.config import SimulateConfig

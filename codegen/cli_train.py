@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from codegen.cli_options import Debug, Quiet, Verbose, json_target
+from codegen.cli_options import Debug, Quiet, Verbose, json_target, not_both
 from codegen.cli_streams import DONE, INTERRUPTED, check_json_target, guarded, own_stdout, present
 from passes.errors import UsageError
 
@@ -102,8 +102,7 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train a network from scratch: dense, or low-rank from the first step. Under torchrun processes share the work."""
-    if verbose and quiet:
-        raise UsageError("--verbose and --quiet contradict each other")
+    not_both(verbose, quiet)
     recipe = {
         "epochs": epochs,
         "batch": batch,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from codegen.cli_options import Debug, Json, Quiet, Verbose, duration_s, json_target, shapes
+from codegen.cli_options import Debug, Json, Quiet, Verbose, duration_s, json_target, not_both, shapes
 from codegen.cli_streams import DONE, check_json_target, events, guarded, own_stdout, present
 from passes.errors import InputError, UsageError
 
@@ -61,8 +61,7 @@ def tune(
     """Tune the kernels of networks: schedules are tried on the device, and kept in a database for every later run."""
     from codegen.tune.database import default_path
 
-    if verbose and quiet:
-        raise UsageError("--verbose and --quiet contradict each other")
+    not_both(verbose, quiet)
     path = database or default_path()
 
     def action() -> int:

@@ -87,7 +87,11 @@ class TrainingSet:
         kept, held = order[count:].sort().values, order[:count].sort().values
         return self._part(kept), self._part(held)
 
-    def _part(self, index: Tensor) -> TrainingSet:
+    def head(self, count: int) -> TrainingSet:
+        """The first ``count`` samples."""
+        return self._part(slice(count))
+
+    def _part(self, index: Tensor | slice) -> TrainingSet:
         labels = None if self.labels is None else self.labels[index]
         return TrainingSet({name: x[index] for name, x in self.inputs.items()}, labels)
 

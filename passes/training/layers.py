@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import nn
 
-from passes.core.site import Chain, Geometry, Stage
+from passes.core.site import Array, Chain, Geometry, Stage
 from passes.torch_apply import convolve
 
 Tensor = torch.Tensor
@@ -31,8 +29,8 @@ class StageLayer(nn.Module):
 
     def stage(self) -> Stage:
         """The layer as it is now, as float32 arrays of its own."""
-        bias = None if self.bias is None else self.bias.detach().float().cpu().numpy().copy()
-        return Stage(self.weight.detach().float().cpu().contiguous().numpy().copy(), bias, self.geometry)
+        bias = None if self.bias is None else _array(self.bias)
+        return Stage(_array(self.weight), bias, self.geometry)
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, {self.geometry}"
@@ -99,12 +97,6 @@ def fold(stage: Stage, norm: nn.Module) -> Stage:
     return stage.affine(scale.cpu().numpy(), shift.cpu().numpy())
 
 
-def with_bias(stage: Stage) -> Stage:
-    """The stage with a bias, zeros where it had none."""
-    if stage.bias is not None:
-        return stage
-    return replace(stage, bias=torch.zeros(stage.out_channels).numpy())
-
-
-def _array(tensor: Tensor):  # type: ignore[no-untyped-def]
-    return tensor.detach().float().cpu().contiguous().numpy().copy()
+def _array(tensor: Tensor) -> Array:
+    found: Array = tensor.detach().float().cpu().contiguous().numpy().copy()
+    return found

@@ -122,13 +122,13 @@ def recover(
         whole = min(training.batch, len(kept))
         raise NotTrainedError(f"a batch of {whole} samples cannot be shared by {group.size} processes")
     # On the processor, where the same samples give the same bits: a resumed run must start from the same network.
-    normalized = insert(work, _first(kept, options.norm_samples), options.norms)
+    normalized = insert(work, kept.head(options.norm_samples), options.norms)
     pairs = alignment(student, teacher, options.features)
     module = tapped(work, [name for name, _ in pairs])
     objective = Distillation(
         tapped(dense, [name for _, name in pairs]), len(teacher.outputs), kind,
         temperature=options.temperature, alpha=options.alpha, beta=options.beta,
-        label_smoothing=training.label_smoothing, samples=_first(kept, options.norm_samples),
+        label_smoothing=training.label_smoothing, samples=kept.head(options.norm_samples),
     )  # fmt: skip
     for one in (module, objective.teacher):
         lay_out(one.to(group.device))
@@ -187,8 +187,3 @@ class _Score:
             )
             total += float(self.objective.apart(found, wanted)) * len(inputs[0])
         return -total / len(data)
-
-
-def _first(data: TrainingSet, count: int) -> TrainingSet:
-    labels = None if data.labels is None else data.labels[:count]
-    return TrainingSet({name: x[:count] for name, x in data.inputs.items()}, labels)
