@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from codegen.dataset_files import LABELS
-from passes.errors import InputError
+from passes.errors import InputError, first_line
 
 Array = NDArray[Any]
 
@@ -92,7 +92,7 @@ def _array(value: Any, option: str) -> Array:
     try:
         array = np.asarray(value.numpy() if isinstance(value, torch.Tensor) else value)
     except (TypeError, ValueError, RuntimeError) as error:  # lists of differing lengths, sparse tensors
-        raise InputError(f"{option}: holds what is no array: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{option}: holds what is no array: {first_line(error)}") from error
     if array.dtype.kind not in "fiub":
         raise InputError(f"{option}: holds an array of type {array.dtype}; give numbers")
     return array

@@ -16,7 +16,7 @@ from codegen.toml_text import dumps
 from codegen.tune.options import TuningOptions
 from passes import registry
 from passes.core.cost import METRICS
-from passes.errors import InputError, UsageError
+from passes.errors import InputError, UsageError, first_line
 
 COMMAND_LINE = "command line"
 """Where options stand that are written with dashes."""
@@ -203,19 +203,13 @@ class LowerConfig(BaseModel):
         try:
             table = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise InputError(f"{path}: cannot be read as a configuration: {_first_line(error)}") from error
+            raise InputError(f"{path}: cannot be read as a configuration: {first_line(error)}") from error
         if table.get("samples") == "all":
             table["samples"] = None
         config = cls.from_values(table, str(path)).resolved(path.absolute().parent)
         if not overrides:
             return config
         return cls.from_values({**config.model_dump(), **overrides})
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error).splitlines()[0]
 
 
 def _source_with_path(source: str, change: Callable[[str | Path], str]) -> str:

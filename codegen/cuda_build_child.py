@@ -15,7 +15,8 @@ from codegen.cuda_kernels import kernel_names, scheduled_for_cuda
 from codegen.cuda_ptx import by_llvm, by_nvcc, carry_ptx
 from codegen.runner.attach import attach, describe
 from codegen.tvm_network import imported
-from codegen.tvm_network_onnx import Refused, first_line, free_inputs, is_coarse, prepared
+from codegen.tvm_network_onnx import Refused, free_inputs, is_coarse, prepared
+from passes.errors import first_line
 
 
 def _build(request: dict[str, Any]) -> dict[str, Any]:

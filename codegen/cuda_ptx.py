@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from codegen.tvm_network_onnx import Refused, first_line
+from codegen.tvm_network_onnx import Refused
+from passes.errors import first_line
 
 _FUNCTION = re.compile(r"^(\s*\.visible\s+)\.func(\s+\w+\()", re.MULTILINE)
 _LIBDEVICE = re.compile(r"\b(__nv_\w+?)(?:_param_\d+)?\b")

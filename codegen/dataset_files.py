@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from passes.errors import InputError
+from passes.errors import InputError, first_line
 
 Array = NDArray[Any]
 
@@ -207,7 +207,6 @@ def _arrays(item: object, where: str) -> dict[str, Array]:
 
 
 def _reason(error: BaseException) -> str:
-    text = str(error).splitlines()
     if "pickle" in str(error).lower() or "Python objects" in str(error):
         return "it is no NumPy array file, or holds Python objects, which are never unpickled"
-    return text[0] if text else type(error).__name__
+    return first_line(error)

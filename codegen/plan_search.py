@@ -24,7 +24,7 @@ from codegen.walks import FeedsOf, batched, one_by_one
 from passes import registry
 from passes.core.cost import Cost, Kind
 from passes.correct import Choice, Correction
-from passes.errors import InputError, UsageError
+from passes.errors import InputError, UsageError, first_line
 from passes.onnx_graph import OnnxGraph
 from passes.onnx_stepper import Feeds, Stepper
 from passes.ranks.context import SearchingSolver
@@ -280,7 +280,7 @@ class PlanSearch:
                     two = self.data.head(2)
                     reason = walk_disagreement(self.network, stepper, feeds_of(two), two)
                 except Exception as error:  # whatever an odd network provokes in torch costs accuracy alone
-                    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                    reason = first_line(error)
                 if not reason:
                     self.feeds_of = feeds_of
                     return stepper

@@ -19,8 +19,9 @@ from codegen.tune.schedule import ScheduleSource
 from codegen.tvm_network_flat import flattened
 from codegen.tvm_network_fold import with_views_folded
 from codegen.tvm_network_link import linker
-from codegen.tvm_network_onnx import Refused, first_line, fold_constants
+from codegen.tvm_network_onnx import Refused, fold_constants
 from codegen.tvm_network_rewrites import rewritten
+from passes.errors import first_line
 
 if TYPE_CHECKING:
     import onnx

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from passes.errors import first_line
+
 if TYPE_CHECKING:
     import onnx
 
@@ -24,12 +26,6 @@ class Refused(Exception):
     def __init__(self, reason: str, *, by_tvm: bool = False) -> None:
         super().__init__(reason)
         self.by_tvm = by_tvm
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an exception says that is not empty, or its type's name."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
 
 
 def free_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:

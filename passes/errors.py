@@ -32,3 +32,11 @@ class VerificationError(RankcError):
     """A result differs from its reference by more than it may."""
 
     exit_code = 5
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says in one line: the system's reason, else the first line with text, else its type's name."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line[:300] for line in lines if line), type(error).__name__)

@@ -27,7 +27,7 @@ from onnx import GraphProto, ModelProto, NodeProto
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from passes.errors import UnsupportedError, VerificationError
+from passes.errors import UnsupportedError, VerificationError, first_line
 from passes.fx_emit import layer_of
 from passes.training.layers import StageLayer
 
@@ -82,7 +82,7 @@ def to_onnx(
         _name_layers(model.graph)
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # the exporter lets through whatever it meets
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        reason = first_line(error)
         raise UnsupportedError(f"{type(module).__name__} cannot be exported to ONNX: {reason}") from error
     leaves = [leaf for leaf in pytree.tree_leaves(expected) if isinstance(leaf, Tensor)]
     _verify(model, dict(zip(input_names, given, strict=True)), leaves)
@@ -178,7 +178,7 @@ def _verify(model: ModelProto, feeds: dict[str, Tensor], expected: Sequence[Tens
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
         found = session.run(None, {i.name: feeds[i.name].numpy() for i in session.get_inputs()})
     except Exception as error:  # onnxruntime has an exception for each state
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UnsupportedError(f"onnxruntime cannot run the exported network: {reason}") from error
     for info, one, two in zip(model.graph.output, found, expected, strict=True):
         gap = np.asarray(one, np.float64) - two.double().numpy()

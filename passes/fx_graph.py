@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from passes import fx_affine, fx_cleanup, fx_pt2, fx_shapes, fx_sites, fx_text, fx_trace
 from passes.core.cost import OpWork
 from passes.core.site import Chain, Site, Stage
-from passes.errors import InputError, UnsupportedError, UsageError, VerificationError
+from passes.errors import InputError, UnsupportedError, UsageError, VerificationError, first_line
 from passes.fx_emit import emit
 from passes.fx_network import FORMS, Form, Network, Refusal, dtype_name, forms, label
 from passes.fx_operators import raw_name
@@ -237,7 +237,7 @@ class FxGraph:
             with torch.no_grad():
                 result = self.module(*tensors)
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            reason = first_line(error)
             raise InputError(f"the network cannot be run on these inputs (expected {wanted}): {reason}") from error
         leaves = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
         return [(t.float() if t.dtype is torch.bfloat16 else t).detach().cpu().numpy().copy() for t in leaves]

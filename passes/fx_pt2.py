@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from passes.errors import InputError, RankcError, UnsupportedError
+from passes.errors import InputError, RankcError, UnsupportedError, first_line
 from passes.fx_pt2_graph import Program, build
 
 SCHEMA = 8
@@ -85,7 +85,7 @@ def load(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Program:
     except zipfile.BadZipFile as error:
         raise InputError(f"{path} is truncated, damaged or no .pt2 file; {_EXPORT}") from error
     except Exception as error:  # whatever a damaged file provokes
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        first = first_line(error)
         raise InputError(f"{path} is damaged: {type(error).__name__}: {first}; {_EXPORT}") from error
 
 

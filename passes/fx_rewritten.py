@@ -24,7 +24,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from passes.core.site import Array, Chain, Site, Stage
-from passes.errors import RankcError, VerificationError
+from passes.errors import RankcError, VerificationError, first_line
 from passes.fx_graph import FxGraph
 from passes.onnx_graph import OnnxGraph
 from passes.onnx_module import same_structure, to_trainable
@@ -189,7 +189,7 @@ def _check(
             with torch.no_grad():
                 result = module(*inputs)
         except Exception as error:  # layers that do not fit together
-            raise _Other((str(error).strip().splitlines() or [type(error).__name__])[0]) from error
+            raise _Other(first_line(error)) from error
         leaves = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
         for spec, found, want in zip(source.outputs, leaves, outputs, strict=True):
             gap = found.double().numpy() - np.asarray(want, np.float64)

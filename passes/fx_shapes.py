@@ -10,7 +10,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from passes.errors import InputError
+from passes.errors import InputError, first_line
 from passes.fx_network import FORMS, SEVERAL, Form, Network, label
 
 Known = Mapping[fx.Node, tuple[tuple[Form, ...], bool]]
@@ -53,7 +53,7 @@ def observe(net: Network, inputs: Sequence[torch.Tensor]) -> Known:
     except Exception as error:
         node = recorder.current
         where = f"at '{label(node)}'" if node is not None else "at its inputs"
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         given = ", ".join(str(Form(tuple(t.shape), t.dtype)) for t in inputs)
         raise InputError(f"the network cannot be run on inputs of {given}: {where}: {first[:200]}") from error
     return recorder.known

@@ -19,6 +19,7 @@ import torch
 from torch import fx, nn
 
 from passes.core.site import Array, Geometry, Site, Stage
+from passes.errors import first_line
 from passes.fx_constants import constant, floats
 from passes.fx_network import Network, Refusal, forms, label, tensors_of
 from passes.fx_operators import FOREIGN, KIN, bound, has_hooks, torch_name
@@ -81,7 +82,7 @@ def read(net: Network, node: fx.Node) -> Spot:
         else:
             layer = _product(net, node, name)
     except (ValueError, ArithmeticError, LookupError, TypeError, RuntimeError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first = first_line(error)
         raise Refusal(f"its arguments and shapes do not fit together: {first}") from error
     return _spot(node, layer)
 

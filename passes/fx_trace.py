@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from passes.errors import InputError, UnsupportedError
+from passes.errors import InputError, UnsupportedError, first_line
 from passes.fx_network import LABEL, TENSOR, Network
 from passes.fx_operators import CONVOLUTIONS, PRODUCTS, torch_name
 from passes.training.layers import StageLayer
@@ -61,7 +61,7 @@ def trace(module: nn.Module, examples: Examples) -> tuple[Network, tuple[torch.T
         own = copy.deepcopy(module)
     except Exception as error:
         raise UnsupportedError(
-            f"{type(module).__name__} cannot be copied: {_first_line(error)}; give it without tensors that were "
+            f"{type(module).__name__} cannot be copied: {first_line(error)}; give it without tensors that were "
             "computed from others with gradients"
         ) from error
     own = own.eval().cpu().requires_grad_(False)
@@ -140,11 +140,7 @@ def _why(name: str, path: str | None, error: Exception) -> str:
         line = (
             f" at {Path(last.filename).name}:{last.lineno} ({text})" if text else f" at {last.filename}:{last.lineno}"
         )
-    return f"{where} cannot be traced{line}: {_first_line(error)}; {ADVICE}"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return f"{where} cannot be traced{line}: {first_line(error)}; {ADVICE}"
 
 
 def _in_order(net: Network, examples: Examples) -> tuple[torch.Tensor, ...]:

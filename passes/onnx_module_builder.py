@@ -19,7 +19,7 @@ from onnx import NodeProto, ValueInfoProto, helper, numpy_helper
 from torch import fx, nn
 
 from passes.core.site import Array
-from passes.errors import UnsupportedError
+from passes.errors import UnsupportedError, first_line
 from passes.graph import TensorSpec
 from passes.onnx_graph import OnnxGraph
 from passes.onnx_module_nodes import (
@@ -143,7 +143,7 @@ class Builder:
             session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
             return dict(zip(wanted, session.run(wanted, {}), strict=True))
         except Exception as error:  # onnxruntime has an exception for each state
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise UnsupportedError(f"the network's constants cannot be computed: {reason}") from error
 
     def _to_train(self) -> set[str]:
@@ -314,7 +314,7 @@ def _tried(module: nn.Module, inputs: Sequence[Value], when: str) -> Any:
     except Refused as reason:
         raise Refused(f"{when}{reason}") from reason
     except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError) as error:  # what torch raises
-        raise Refused(f"{when}torch says: {str(error).strip().splitlines()[0]}") from error
+        raise Refused(f"{when}torch says: {first_line(error)}") from error
 
 
 def _item(values: Sequence[Any], index: int) -> Any:

@@ -7,16 +7,13 @@ or not at all.
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from onnx import TensorProto
 
 from passes.errors import InputError
+from passes.files import appearing
 from passes.onnx_surgery import Surgery
 from passes.onnx_weights import Weight
 
@@ -65,10 +62,10 @@ def write(surgery: Surgery, path: Path, single_file_bytes: int = SINGLE_FILE_BYT
     data_path = path.with_name(f"{path.name}.data")
     try:
         if stored_bytes(surgery) + _frame_bytes(surgery) < single_file_bytes:
-            with _appearing(path) as file:
+            with appearing(path) as file:
                 stream(surgery, file)
             return (path,)
-        with _appearing(data_path) as data, _appearing(path) as file:
+        with appearing(data_path) as data, appearing(path) as file:
             model = surgery.export(DataFile(data, data_path.name).tensor)
             file.write(model.SerializeToString())
             file.flush()
@@ -124,23 +121,3 @@ def _tag(field: int, size: int) -> bytes:
             number >>= 7
         out.append(number)
     return bytes(out)
-
-
-@contextmanager
-def _appearing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes its name when all is written, and is gone when anything fails."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

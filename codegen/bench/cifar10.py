@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codegen.bench.benchmark import existing
-from passes.errors import InputError
+from passes.errors import InputError, first_line
 
 Array = NDArray[Any]
 
@@ -30,7 +30,7 @@ def images(folder: Path, file: str, start: int, stop: int | None) -> tuple[Array
         with np.load(path, allow_pickle=False) as archive:
             pixels, labels = archive["x"][start:stop], archive["y"][start:stop]
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{path}: cannot be read: {first_line(error)}") from error
     if pixels.ndim != 4 or pixels.shape[1:] != (32, 32, 3) or pixels.dtype != np.uint8 or not len(pixels):
         raise InputError(f"{path}: x is {pixels.dtype} {pixels.shape}, expected uint8 (N, 32, 32, 3)")
     scaled = (pixels.astype(np.float32) / 255 - _MEAN) / _STD

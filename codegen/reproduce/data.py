@@ -16,6 +16,7 @@ import numpy as np
 from codegen.bench.benchmark import existing
 from codegen.bench.cifar10 import TEST, images
 from passes.core.site import Array
+from passes.files import write_text
 
 TRAINING_FILES = tuple(f"train_{number}.npz" for number in range(4))
 
@@ -35,7 +36,7 @@ def training():
 
 @dataclass(frozen=True)
 class Cifar10:
-    """CIFAR-10 as arrays in ``folder``/cifar10: 40,000 training images in four files, and the test images."""
+    """CIFAR-10 as arrays in ``folder``/cifar10: 50,000 training images in four files, and the test images."""
 
     folder: Path
 
@@ -102,5 +103,5 @@ def loader(data: Data, input: str, folder: Path) -> str:
     )
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_text(path, text)
     return f"{path}:training"

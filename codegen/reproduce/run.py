@@ -7,6 +7,7 @@ folder per seed with the steps. The same call goes on where an earlier one was i
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import platform
@@ -30,6 +31,7 @@ from codegen.reproduce.data import SOURCES, Data
 from codegen.reproduce.experiment import DENSE, Experiment, ScheduleName, experiment
 from codegen.reproduce.steps import Done, Settings, carry_out, digest, folder_of, resolved
 from passes.errors import InputError, UsageError
+from passes.files import write_text
 
 SCHEMA = 1
 COLUMNS = ("seed", "step", "phase", "epoch", "loss", "lr", "held_out", "seconds")
@@ -214,14 +216,13 @@ def _machine(device: str) -> dict[str, Any]:
 
 def write_curves(path: Path, done: Mapping[int, Mapping[str, Done]]) -> None:
     """Learning curves of all steps, an epoch a row."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for seed, steps in done.items():
-            for name, one in steps.items():
-                writer.writerows({"seed": seed, "step": name, **row} for row in one.curve)
-    temporary.replace(path)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for seed, steps in done.items():
+        for name, one in steps.items():
+            writer.writerows({"seed": seed, "step": name, **row} for row in one.curve)
+    _write(path, table.getvalue())
 
 
 def _bind_data(path: Path, given: Mapping[str, str]) -> None:
@@ -235,10 +236,8 @@ def _bind_data(path: Path, given: Mapping[str, str]) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, text)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from error
 

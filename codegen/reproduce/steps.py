@@ -28,7 +28,8 @@ from codegen.train.output import REPORT
 from codegen.train.report import hardware
 from codegen.train.run import train
 from codegen.workspace import can_resume
-from passes.errors import InputError, UsageError
+from passes.errors import InputError, UsageError, first_line
+from passes.files import write_text
 from passes.onnx_graph import OnnxGraph
 from passes.training.devices import ALONE, multiplies_bf16
 from passes.training.options import TrainingOptions
@@ -176,7 +177,7 @@ def _finished(path: Path) -> dict[str, Any] | None:
     try:
         report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{path}: {first_line(error)}") from error
     return report
 
 
@@ -204,11 +205,11 @@ def _bind(folder: Path, what: dict[str, Any]) -> None:
     try:
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            write_text(path, text)
             return
         before = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{path}: {first_line(error)}") from error
     if before != json.loads(text):
         names = ", ".join(sorted(k for k in {**before, **what} if before.get(k) != json.loads(text).get(k)))
         raise UsageError(f"{folder}: holds a step with another {names}; give another -o, or remove that folder")

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codegen.runner.metadata import Metadata, is_for_machine_of, read_metadata
-from passes.errors import InputError, RankcError
+from passes.errors import InputError, RankcError, first_line
 
 Array = NDArray[Any]
 
@@ -79,7 +79,7 @@ class Library:
             machine["vm_initialization"](*(v for d in devices for v in (d.dlpack_device_type(), d.index, _POOLED)))
             self._main = machine["main"]
         except Exception as error:  # the runtime raises whatever the failing part is called
-            raise RunError(f"{path}: cannot be loaded: {_first_line(error)}") from error
+            raise RunError(f"{path}: cannot be loaded: {first_line(error)}") from error
         self._where = device
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -137,7 +137,7 @@ class Library:
             if self.device != "cpu":  # kernels run behind the call
                 self._ffi.get_global_func("runtime.Device_StreamSync")(self._where, 0)
         except Exception as error:
-            raise RunError(f"{self.path.name}: failed: {_first_line(error)}") from error
+            raise RunError(f"{self.path.name}: failed: {first_line(error)}") from error
         return [made] if hasattr(made, "shape") else list(made)
 
     def _fetched(self, tensor: Any) -> Array:
@@ -171,7 +171,7 @@ def _load_runtime(device: str) -> Any:
     try:
         import tvm_ffi
     except ImportError as error:
-        raise InputError(f"the package apache-tvm-ffi is not installed: {_first_line(error)}") from error
+        raise InputError(f"the package apache-tvm-ffi is not installed: {first_line(error)}") from error
     finally:
         if absent:
             del sys.modules["torch"]
@@ -184,10 +184,5 @@ def _load_runtime(device: str) -> Any:
             try:
                 ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL)
             except OSError as error:
-                raise InputError(f"{name} cannot be loaded: {_first_line(error)}") from error
+                raise InputError(f"{name} cannot be loaded: {first_line(error)}") from error
     return tvm_ffi
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from passes.errors import InputError, UsageError
+from passes.errors import InputError, UsageError, first_line
 from passes.training.progress import Epoch
 
 CONFIG, LOG, REPORT, MODEL, WEIGHTS, STATE = (
@@ -131,7 +131,7 @@ class Output:
         try:
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise InputError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
+            raise InputError(f"{path}: cannot be read: {first_line(error)}") from error
         return found
 
     def _write_config(self) -> None:

@@ -10,6 +10,7 @@ from codegen.tvm_kernels import direct, rules
 from codegen.tvm_kernels.anchor import Anchored
 from codegen.tvm_kernels.imports import load_tvm
 from codegen.tvm_metaschedule import schedule_by_trace
+from passes.errors import first_line
 from passes.graph import Note
 
 TEMPLATES: dict[str, Callable[[Anchored, Device], None]] = {
@@ -52,7 +53,7 @@ def _function(tvm: Any, name: str, function: Any, device: Device, notes: list[No
             if attempt(sketch, device):
                 return sketch.mod["main"]
         except Exception as error:  # TVM's refusals have no common base
-            notes.append(Note(name, attempt.__name__.strip("_"), f"{type(error).__name__}: {_first_line(error)}"))
+            notes.append(Note(name, attempt.__name__.strip("_"), f"{type(error).__name__}: {first_line(error)}"))
     return function
 
 
@@ -78,8 +79,3 @@ def copied(value: Any) -> Any:
     """A deep copy of a module or function: what writes into the one leaves the other alone."""
     tvm = load_tvm()
     return tvm.ir.load_json(tvm.ir.save_json(value))
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else ""

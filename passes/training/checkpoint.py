@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from passes.errors import InputError
+from passes.errors import InputError, first_line
 
 FORMAT = 2
 
@@ -26,7 +26,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch's writer of archives raises RuntimeError on a full disk
-        raise InputError(f"{path}: cannot be written: {_first_line(error)}") from error
+        raise InputError(f"{path}: cannot be written: {first_line(error)}") from error
     finally:
         with suppress(OSError):  # gone already, or there is no place for it at all
             temporary.unlink()
@@ -39,7 +39,7 @@ def load(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {_first_line(error)}") from error
+        raise InputError(f"{path}: cannot be read: {first_line(error)}") from error
     return decoded(content, path)
 
 
@@ -48,13 +48,7 @@ def decoded(content: bytes, path: Path) -> dict[str, Any]:
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise InputError(f"{path}: is no checkpoint: {_first_line(error)}; remove it to start over") from error
+        raise InputError(f"{path}: is no checkpoint: {first_line(error)}; remove it to start over") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise InputError(f"{path}: is no checkpoint of this version; remove it to start over")
     return state
-
-
-def _first_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from passes.errors import RankcError, UsageError
+from passes.errors import RankcError, UsageError, first_line
 
 Tensor = torch.Tensor
 
@@ -148,7 +148,7 @@ def _peers_answer() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__)
+        first = first_line(error)
         raise RankcError(
             f"another process of this run is gone, or did not answer in time; its own error says why ({first[:200]})"
         ) from error

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from passes.errors import InputError, UsageError
+from passes.errors import InputError, UsageError, first_line
 from passes.training import checkpoint
 from passes.training.augment import AUGMENTATIONS, Augmentation, Batch
 from passes.training.data import TrainingSet, generator
@@ -312,7 +312,7 @@ class _Loop:
                 self.mean.load(found["mean"])
             return State.of(found)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            first = next(iter(str(error).splitlines()), type(error).__name__)
+            first = first_line(error)
             raise InputError(f"{self._path()}: is no whole checkpoint: {first}; remove it to start over") from error
 
     def _own_checkpoint(self) -> bytes:
@@ -360,7 +360,7 @@ class _Compiled:
         try:
             return self.loss(batch, epoch, epochs)
         except self.failures as error:
-            first = next(iter(str(error).splitlines()), type(error).__name__)
+            first = first_line(error)
             self.note(f"torch.compile failed, training goes on without it: {first}")
             self.loss = self.plain
             return self.plain(batch, epoch, epochs)  # type: ignore[no-any-return]
