@@ -174,6 +174,7 @@ class PlanSearch:
                 feeds,
                 correction,
                 self.effort,
+                self._out_of_time,
                 self.run_events,
                 self.refinement,
             )

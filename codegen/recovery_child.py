@@ -12,16 +12,16 @@ import numpy as np
 
 from codegen.child_process import end_with_parent
 from codegen.recovery import train
-from codegen.recovery_processes import LABELS, PROGRESS, REQUEST, RESULT, STUDENT, TEACHER, TRAINED
+from codegen.recovery_processes import LABELS, PROGRESS, REQUEST, RESULT, STUDENT, TEACHER, TRAINED, kind_of
 from codegen.training_data import augmentation
-from passes.errors import InputError, UnsupportedError
+from passes.errors import RankcError
 from passes.onnx_graph import OnnxGraph
 from passes.onnx_module import to_trainable
 from passes.training.data import TrainingSet
 from passes.training.devices import joined
 from passes.training.options import TrainingOptions
 from passes.training.progress import Epoch, Step
-from passes.training.recovery import NotTrainedError, RecoveryOptions
+from passes.training.recovery import RecoveryOptions
 
 
 def main(place: Path) -> int:
@@ -31,9 +31,9 @@ def main(place: Path) -> int:
         teller = Teller(file if group.leads else None)
         try:
             network, report = _train(place, request, group, teller)
-        except InputError as error:
+        except RankcError as error:
             if group.leads:
-                result = {"error": str(error), "not_trained": isinstance(error, NotTrainedError | UnsupportedError)}
+                result = {"error": str(error), "kind": kind_of(error)}
                 (place / RESULT).write_text(json.dumps(result), encoding="utf-8")
             return 1
         if group.leads:

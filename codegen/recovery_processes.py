@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ import numpy as np
 from codegen.child_process import child_environment
 from codegen.report.recovery import EpochRow, RecoveryReport
 from codegen.space import cores
-from passes.errors import InputError, RankcError
+from passes.errors import InputError, RankcError, UnsupportedError, UsageError, VerificationError
 from passes.onnx_graph import OnnxGraph
 
 if TYPE_CHECKING:  # torch is loaded by those who train
@@ -43,8 +44,6 @@ def train_apart(
     The same errors for what a process found unusable, RankcError where one failed in another way. An interrupt stops
     them first, with their state saved.
     """
-    from passes.training.recovery import NotTrainedError
-
     with tempfile.TemporaryDirectory(prefix="rankc-") as name:
         place = Path(name)
         _write(place, rewritten, dense, job, folder)
@@ -63,12 +62,30 @@ def train_apart(
         result = place / RESULT
         found: dict[str, Any] = json.loads(result.read_bytes()) if result.is_file() else {}
         if "error" in found:
-            raise NotTrainedError(found["error"]) if found["not_trained"] else InputError(found["error"])
+            raise error_of(found)
         if agent.returncode or "report" not in found:
             tail = (place / "log").read_text(errors="replace").strip().splitlines()
             raise RankcError(f"training in {processes} processes failed: {tail[-1] if tail else 'no message'}")
         report = _report(found["report"])
         return (OnnxGraph.read(place / TRAINED, rewritten.input_shapes) if report.best_epoch else rewritten), report
+
+
+def error_of(result: Mapping[str, str]) -> RankcError:
+    """The error that a process wrote into its result."""
+    return _kinds()[result["kind"]](result["error"])
+
+
+def kind_of(error: RankcError) -> str:
+    """The name by which the other process knows what kind of error it is."""
+    return next(name for name, kind in _kinds().items() if isinstance(error, kind))
+
+
+def _kinds() -> dict[str, type[RankcError]]:
+    """From the special to the general, by name: a recovery goes on without training after the first two."""
+    from passes.training.recovery import NotTrainedError
+
+    kinds = (NotTrainedError, UnsupportedError, InputError, UsageError, VerificationError, RankcError)
+    return {kind.__name__: kind for kind in kinds}
 
 
 def _write(place: Path, rewritten: OnnxGraph, dense: OnnxGraph, job: Job, folder: Path) -> None:

@@ -174,6 +174,9 @@ def affordable(
     return best, trace
 
 
+_ENDED_EARLY = "the time budget ended the search early: the best plan so far is used"
+
+
 def best_within_budgets(
     space: Space,
     solver: RankSolver,
@@ -212,7 +215,7 @@ def best_within_budgets(
 
     for weightings in proposals():
         if tried and out_of_time():
-            events.note("the time budget ended the search early: the best plan so far is used")
+            events.note(_ENDED_EARLY)
             break
         new: dict[str, tuple[Attempt, dict[str, Any]]] = {}
         for note, weights in weightings.items():
@@ -267,6 +270,7 @@ def fastest_within(
     feeds: Feeds,
     correction: Correction | None,
     effort: Effort,
+    out_of_time: Callable[[], bool],
     events: Events,
     refinement: Refinement | None = None,
 ) -> tuple[Attempt, list[dict[str, Any]]]:
@@ -283,6 +287,9 @@ def fastest_within(
     best: Attempt | None = None
     with events.stage("search within the error", 7):
         for probe in range(7):
+            if probe and out_of_time():
+                events.note(_ENDED_EARLY)
+                break
             middle = low + (high - low) / 2 if probe else low + (high - low) * 0.6
             attempt, _ = affordable(space, solver, {"latency": middle * full}, {}, effort, refinement)
             attempt = carry_out(attempt, space, stepper, feeds, correction, events)

@@ -114,6 +114,13 @@ def test_without_a_budget_the_error_limits_the_search(tmp_path: Path, calibratio
     assert tight["result"]["latency"]["value"] <= tight["baseline"]["latency"]["value"]
 
 
+def test_the_time_budget_ends_a_search_within_the_error_after_its_first_plan(tmp_path: Path, calibration: Path) -> None:
+    report = run(tmp_path / "out", calibration, max_error=0.3, time_budget_s=1e-3).report
+    assert len(report["solver"]["iterations"]) == 1
+    assert report["output_error"]["relative_l2"] <= 0.3
+    assert any("time budget ended the search early" in note["text"] for note in report["notes"])
+
+
 def test_the_same_run_gives_the_same_bytes(tmp_path: Path, calibration: Path) -> None:
     for name in ("a", "b"):
         run(tmp_path / name, calibration, budgets={"latency": "60%"})

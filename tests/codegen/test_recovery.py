@@ -22,13 +22,15 @@ from codegen.config import LowerConfig
 from codegen.emission import Emission, EmissionRequest
 from codegen.events import Events, Progress, QuietEvents
 from codegen.recovery import check_training
+from codegen.recovery_processes import error_of, kind_of
 from codegen.report.build import validate
 from codegen.report.console import print_report
 from codegen.result import LowerResult
 from codegen.target import Target, parse_target
 from examples.digits_data import digits
-from passes.errors import InputError, UnsupportedError, UsageError
+from passes.errors import InputError, RankcError, UnsupportedError, UsageError, VerificationError
 from passes.onnx_graph import OnnxGraph
+from passes.training.recovery import NotTrainedError
 
 pytest.importorskip("sklearn", reason="the demo's data comes with scikit-learn")
 
@@ -355,3 +357,14 @@ def test_the_command_line_knows_the_options(tmp_path: Path, files: Path, capfd: 
     again = LowerConfig.from_toml(tmp_path / "out" / "config.toml")
     assert (again.epochs, again.batch, again.lr, again.augment, again.device) == (1, 128, 0.01, "flip", "cpu")
     assert again.train == str(files / "train.npz") and again.train_processes is None
+
+
+@pytest.mark.parametrize(
+    "kind", [RankcError, InputError, UnsupportedError, UsageError, VerificationError, NotTrainedError]
+)
+def test_an_error_of_a_process_is_one_of_the_run(kind: type[RankcError]) -> None:
+    class Special(kind):  # type: ignore[misc, valid-type]
+        pass
+
+    assert error_of({"error": "why", "kind": kind_of(Special("why"))}).exit_code == kind.exit_code
+    assert type(error_of({"error": "why", "kind": kind_of(kind("why"))})) is kind
