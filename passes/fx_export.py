@@ -14,7 +14,6 @@ import copy
 import io
 import logging
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +28,7 @@ from torch.utils import _pytree as pytree
 
 from passes.errors import UnsupportedError, VerificationError, first_line
 from passes.fx_emit import layer_of
+from passes.fx_trace import baked, distinct
 from passes.training.layers import StageLayer
 
 Tensor = torch.Tensor
@@ -56,7 +56,7 @@ def to_onnx(
     as it is. Raises UnsupportedError where torch cannot export it, VerificationError where onnxruntime computes
     something else than torch.
     """
-    own = _plain(copy.deepcopy(module).cpu().eval())
+    own = _plain(baked(copy.deepcopy(module).cpu().eval()))
     given = tuple(x.detach().cpu() for x in inputs)
     named = [name for name, x in zip(input_names, given, strict=True) if x.ndim]
     axes = {name: {0: "batch"} for name in (*named, *output_names)} if dynamic_batch else None
@@ -98,11 +98,20 @@ def _plain(module: nn.Module) -> nn.Module:
                 _call_method(module.graph, node, method)
         module.recompile()
     for path, layer in list(module.named_modules()):
+        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) and layer.padding == "same":
+            _pad_by_numbers(layer)
         if isinstance(layer, StageLayer) and path:
             plain = layer_of(layer.stage(), layer.channel_axis, layer.weight.dtype)
             if not isinstance(plain, StageLayer):
                 module.set_submodule(path, plain, strict=True)
     return module
+
+
+def _pad_by_numbers(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> None:
+    """Spells "same" out where both sides get as much: the exporter refuses it for dilated kernels."""
+    reach = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    if not any(r % 2 for r in reach):
+        layer.padding = tuple(r // 2 for r in reach)
 
 
 _ATEN = torch.ops.aten
@@ -154,12 +163,10 @@ def _name_layers(graph: GraphProto) -> None:
     """Names every layer after the module whose weight it reads."""
     stored = {tensor.name for tensor in graph.initializer}
     writers = {name: node for node in graph.node for name in node.output}
-    taken: Counter[str] = Counter()
-    for node in graph.node:
-        path = _module_path(node, stored, writers) if node.op_type in _LAYERS else None
-        if path is not None:
-            node.name = path if not taken[path] else f"{path}_{taken[path]}"
-            taken[path] += 1
+    paths = [(node, _module_path(node, stored, writers)) for node in graph.node if node.op_type in _LAYERS]
+    layers = [(node, path) for node, path in paths if path is not None]
+    for (node, _), name in zip(layers, distinct([path for _, path in layers]), strict=True):
+        node.name = name
 
 
 def _module_path(node: NodeProto, stored: set[str], writers: dict[str, NodeProto]) -> str | None:

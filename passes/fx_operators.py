@@ -98,10 +98,7 @@ def torch_name(net: Network, node: fx.Node) -> str:
 def raw_name(net: Network, node: fx.Node) -> str:
     """As torch calls it: a class, a function or a method."""
     if node.op == "call_module":
-        kind = type(net.called(node))
-        if nn.utils.parametrize.is_parametrized(net.called(node)):
-            kind = kind.__mro__[1]
-        return kind.__name__
+        return type(net.called(node)).__name__
     if isinstance(node.target, torch._ops.OpOverload):
         return str(node.target._schema.name).rpartition("::")[2]
     return str(getattr(node.target, "__name__", node.target))

@@ -58,13 +58,33 @@ def rewritten(source: FxGraph, network: OnnxGraph) -> fx.GraphModule:
     except (_Other, RankcError) as error:
         reason = str(error)
     try:
-        module = to_trainable(network).module
+        module = _called_like(source, to_trainable(network).module, [spec.name for spec in network.inputs])
         _check(module, source, feeds, wanted)
     except RankcError as error:
         raise VerificationError(
             f"the rewritten network cannot be brought back into torch: {reason}; by its nodes: {error}"
         ) from error
     return _owned(module)
+
+
+def _called_like(source: FxGraph, module: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
+    """``module``, whose inputs are called ``names``, with the inputs of ``source`` and the structure of its result.
+
+    What exporting lost: inputs that nothing reads, dictionaries, values that are no tensors.
+    """
+    graph = fx.Graph()
+    made: dict[fx.Node, Any] = {}
+    given = dict(zip(names, (node for node in module.graph.nodes if node.op == "placeholder"), strict=True))
+    asked = (node for node in source.module.graph.nodes if node.op == "placeholder")
+    for spec, node in zip(source.inputs, asked, strict=True):
+        made[given.get(spec.name, node)] = graph.placeholder(str(node.target))
+    for node in module.graph.nodes:
+        if node.op not in ("placeholder", "output"):
+            made[node] = graph.node_copy(node, made.__getitem__)
+    old, new = (next(node for node in one.nodes if node.op == "output") for one in (source.module.graph, module.graph))
+    results = iter([made[leaf] for leaf in pytree.tree_leaves(new.args[0]) if isinstance(leaf, fx.Node)])
+    graph.output(fx.node.map_arg(old.args[0], lambda node: next(results)))
+    return fx.GraphModule(module, graph)
 
 
 def _owned(module: fx.GraphModule) -> fx.GraphModule:
@@ -183,8 +203,9 @@ def _copy_constants(module: fx.GraphModule, stored: Mapping[str, Array]) -> None
 def _check(
     module: fx.GraphModule, source: FxGraph, feeds: Sequence[Mapping[str, Any]], wanted: Sequence[Sequence[Array]]
 ) -> None:
+    drawn = source.random_feeds(0)  # for inputs that the export left out, since nothing reads them
     for one, outputs in zip(feeds, wanted, strict=True):
-        inputs = [torch.from_numpy(np.asarray(one[spec.name])) for spec in source.inputs if spec.name in one]
+        inputs = [torch.from_numpy(np.asarray(one.get(spec.name, drawn[spec.name]))) for spec in source.inputs]
         try:
             with torch.no_grad():
                 result = module(*inputs)

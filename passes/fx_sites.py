@@ -113,7 +113,7 @@ def _spot(node: fx.Node, layer: _Layer) -> Spot:
 def _module(net: Network, node: fx.Node) -> _Layer:
     """A call of a layer's module. What torch itself does not bring was traced through, and comes as functions."""
     module = net.called(node)
-    kind = type(module).__mro__[1] if nn.utils.parametrize.is_parametrized(module) else type(module)
+    kind = type(module)
     if kind not in (*_CONVS, *_TRANSPOSED, nn.Linear, StageLayer):
         raise Refusal(f"a {kind.__name__} does more than its weight says, or other than a plain layer")
     if has_hooks(module):

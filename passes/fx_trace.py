@@ -18,6 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from passes.errors import InputError, UnsupportedError, first_line
 from passes.fx_network import LABEL, TENSOR, Network
@@ -57,6 +60,13 @@ def trace(module: nn.Module, examples: Examples) -> tuple[Network, tuple[torch.T
 
     Raises UnsupportedError where it cannot be traced, InputError where the examples do not fit it.
     """
+    if isinstance(examples, np.ndarray):
+        examples = torch.from_numpy(examples)
+    if not isinstance(examples, torch.Tensor | Mapping | list | tuple):
+        raise InputError(
+            f"example inputs cannot be a {type(examples).__name__}: give a tensor, tensors in the order of forward's "
+            "parameters, or by their names"
+        )
     try:
         own = copy.deepcopy(module)
     except Exception as error:
@@ -64,7 +74,7 @@ def trace(module: nn.Module, examples: Examples) -> tuple[Network, tuple[torch.T
             f"{type(module).__name__} cannot be copied: {first_line(error)}; give it without tensors that were "
             "computed from others with gradients"
         ) from error
-    own = own.eval().cpu().requires_grad_(False)
+    own = baked(own.eval().cpu()).requires_grad_(False)
     graph_module = own if isinstance(own, fx.GraphModule) else _traced(own, examples)
     if not isinstance(own, fx.GraphModule):
         _keep_given(graph_module, examples)
@@ -72,6 +82,28 @@ def trace(module: nn.Module, examples: Examples) -> tuple[Network, tuple[torch.T
     inputs = _in_order(net, examples)
     name_nodes(net)
     return net, inputs
+
+
+def baked(module: nn.Module) -> nn.Module:
+    """The module with parametrized parameters (weight_norm, spectral_norm, ...) as what they are in inference mode.
+
+    Changes the module that is given, and no class: torch's own way would take the property away from the class, which
+    copies of a module share.
+    """
+    for layer in module.modules():
+        if parametrize.is_parametrized(layer):
+            with torch.no_grad():
+                values = {name: getattr(layer, name) for name in layer.parametrizations}  # type: ignore[union-attr]
+            layer.__class__ = type(layer).__bases__[0]  # parametrizing made a subclass of one base
+            del layer.parametrizations
+            for name, value in values.items():
+                layer.register_parameter(name, nn.Parameter(value.detach().clone(), value.is_floating_point()))
+        for key, hook in list(layer._forward_pre_hooks.items()):
+            if isinstance(hook, WeightNorm | SpectralNorm):
+                with torch.no_grad():
+                    hook.remove(layer)
+                del layer._forward_pre_hooks[key]
+    return module
 
 
 def _traced(module: nn.Module, examples: Examples) -> fx.GraphModule:
@@ -173,9 +205,17 @@ def name_nodes(net: Network, names: Mapping[fx.Node, str] | None = None) -> None
     ``names`` come before those. Where several nodes would have one name, the first has it and the others a number.
     """
     wanted = {node: (names or {}).get(node) or _wanted(net, node) for node in net.graph.nodes}
+    for node, unique in zip(wanted, distinct(list(wanted.values())), strict=True):
+        node.meta[LABEL] = unique
+        node.meta[TENSOR] = str(node.target) if node.op == "placeholder" else node.name
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """The names, those that were there before with the least number that makes a name nobody wants: a, a_1, a_2."""
+    found: list[str] = []
     taken: Counter[str] = Counter()
-    reserved = set(wanted.values())
-    for node, name in wanted.items():
+    reserved = set(names)
+    for name in names:
         taken[name] += 1
         unique = name
         while taken[name] > 1 and (unique in reserved or unique == name):
@@ -183,8 +223,8 @@ def name_nodes(net: Network, names: Mapping[fx.Node, str] | None = None) -> None
             if unique in reserved:
                 taken[name] += 1
         reserved.add(unique)
-        node.meta[LABEL] = unique
-        node.meta[TENSOR] = str(node.target) if node.op == "placeholder" else node.name
+        found.append(unique)
+    return found
 
 
 def is_named(net: Network, node: fx.Node) -> bool:

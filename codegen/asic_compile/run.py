@@ -51,10 +51,11 @@ def run_network(
     samples = len(next(iter(inputs.values())))
     found: list[dict[str, Array]] = []
     for sample in range(samples):
-        values = {name: out[sample].reshape(graph.tensors[name].shape) for name, out in result.outputs.items()}
+        made = {**inputs, **result.outputs}  # an input may leave the network as it came
+        values = {name: x[sample].reshape(graph.tensors[name].shape) for name, x in made.items()}
         for operation in compiled.tail:
-            made = host_session(graph, operation)({name: values[name] for name in operation.inputs})
-            values |= dict(zip(operation.outputs, made, strict=True))
+            parts = host_session(graph, operation)({name: values[name] for name in operation.inputs})
+            values |= dict(zip(operation.outputs, parts, strict=True))
         found.append(values)
     whole = {name: np.concatenate([values[name] for values in found]) for name in graph.outputs}
     outputs = {

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from passes.core.site import Chain, Stage
 from passes.drop_dead_code import DropDeadCode
 from passes.drop_identities import DropIdentities
-from passes.errors import UnsupportedError
+from passes.errors import InputError, UnsupportedError
 from passes.factorize import Factorize
 from passes.fold_batchnorm import FoldBatchNorm
 from passes.fuse_pointwise import FusePointwise
@@ -232,3 +232,104 @@ def test_layers_fused_across_sites_come_back() -> None:
     assert len([m for m in module.modules() if isinstance(m, nn.Conv2d)]) == len(graph.sites().sites)
     with torch.no_grad():
         np.testing.assert_allclose(module(IMAGES), graph.run({"image": IMAGES.numpy()})[0], rtol=1e-4, atol=1e-5)
+
+
+class Spare(nn.Module):
+    """An input that nothing reads before one that is read, and a result by name with a value that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(self, mask: Tensor, image: Tensor) -> dict[str, object]:
+        x = self.conv(image)
+        return {"maps": (x, torch.relu(x)), "name": "spare"}
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_what_exporting_loses_is_there_again(named: bool) -> None:
+    """By the module's own layers, and node by node where names say nothing."""
+    torch.manual_seed(0)
+    network = Spare().eval()
+    mask = torch.zeros(1, 2)
+    source = FxGraph.trace(network, {"mask": mask, "image": IMAGES[:1]})
+    model = to_onnx(source.module, [mask, IMAGES[:1]], ["mask", "image"], [spec.name for spec in source.outputs])
+    for node in model.graph.node:
+        node.name = node.name if named else ""
+    module = rewritten(source, OnnxGraph.from_model(model))
+    with torch.no_grad():
+        found, wanted = module(mask, IMAGES), network(mask, IMAGES)
+    assert found["name"] == "spare"
+    torch.testing.assert_close(found["maps"], wanted["maps"], rtol=1e-5, atol=1e-5)
+    assert ("conv" in dict(module.named_modules())) is named
+
+
+def test_same_padding_of_dilated_kernels_is_exported() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding="same", dilation=2), nn.Conv2d(4, 4, 5, padding="same")).eval()
+    graph = OnnxGraph.from_model(exported(network))
+    assert [site.stage.geometry.pads for site in graph.sites().sites] == [(2, 2, 2, 2), (2, 2, 2, 2)]
+    with torch.no_grad():
+        np.testing.assert_allclose(graph.run({"image": IMAGES.numpy()})[0], network(IMAGES), rtol=1e-4, atol=1e-5)
+    assert network[0].padding == "same"  # the module stays as it is
+
+
+class Twice(nn.Module):
+    """A layer that is called twice, beside one that is called what its second call would be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.conv_1 = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.conv_1(self.conv(torch.relu(self.conv(image))))
+
+
+def test_both_frontends_number_calls_alike() -> None:
+    network = Twice().eval()
+    names = [site.name for site in FxGraph.trace(network, IMAGES[:1]).sites().sites]
+    assert names == ["conv", "conv_2", "conv_1"]
+    assert [site.name for site in OnnxGraph.from_model(exported(network)).sites().sites] == names
+
+
+def _normalized(kind: str, layer: nn.Conv2d) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # two of them are old spellings
+        return {
+            "weight_norm": nn.utils.parametrizations.weight_norm,
+            "spectral_norm": nn.utils.parametrizations.spectral_norm,
+            "weight_norm hook": nn.utils.weight_norm,
+            "spectral_norm hook": nn.utils.spectral_norm,
+        }[kind](layer)
+
+
+@pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm", "weight_norm hook", "spectral_norm hook"])
+def test_parametrized_layers_are_sites_and_the_user_s_stay_parametrized(kind: str) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(_normalized(kind, nn.Conv2d(3, 8, 3)), nn.ReLU(), _normalized(kind, nn.Conv2d(8, 4, 1)))
+    network.eval()
+    with torch.no_grad():
+        wanted = network(IMAGES)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    graph = FxGraph.trace(network, IMAGES[:1])
+    assert [site.name for site in graph.sites().sites] == ["0", "2"]
+    model = to_onnx(network, [IMAGES[:2]], ["image"], ["scores"])
+    assert [site.name for site in OnnxGraph.from_model(model).sites().sites] == ["0", "2"]
+    with torch.no_grad():
+        torch.testing.assert_close(graph.module(IMAGES), wanted)
+        torch.testing.assert_close(network(IMAGES), wanted)
+    torch.testing.assert_close(dict(network.state_dict()), before)
+    loss = network.train()(IMAGES).sum()
+    loss.backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
+@pytest.mark.parametrize("examples", [5, None, {1, 2}, "image"])
+def test_examples_that_are_no_tensors_are_refused(network: Network, examples: object) -> None:
+    with pytest.raises(InputError, match="example inputs cannot be a"):
+        FxGraph.trace(network, examples)  # type: ignore[arg-type]
+
+
+def test_an_array_is_an_example(network: Network) -> None:
+    assert FxGraph.trace(network, IMAGES[:1].numpy()).input_shapes == {"image": (1, 3, 6, 6)}
