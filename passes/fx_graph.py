@@ -102,6 +102,10 @@ class FxGraph:
             for name, example, shape in zip(names, examples, shapes, strict=True)
         )
         results, wanted = _results(net)
+        if output_names is None:  # a tensor of ONNX has one name: no output may be called like an input
+            wanted = fx_trace.distinct([*names, *wanted])[len(names) :]
+        elif both := set(names) & set(output_names):
+            raise UsageError(f"an input and an output would both be called '{min(both)}'")
         names = _names(output_names, wanted, "output")
         outputs = tuple(
             TensorSpec(name, dtype_name(form.dtype), tuple(shape))

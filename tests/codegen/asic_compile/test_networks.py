@@ -186,6 +186,29 @@ def test_what_gives_floats_at_the_end_runs_behind_the_program(tmp_path: Path) ->
     assert [operation.op for operation in found.tail] and found.host_rows
 
 
+def test_an_input_that_leaves_as_it_came_is_an_output(tmp_path: Path) -> None:
+    """Quantized and back, as onnxruntime has it; the program itself does not move it."""
+    path = tmp_path / "echo.onnx"
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(8, 4, 1, 1)).astype(np.float32)
+    tensors = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["n", c, 5, 5]) for n, c in SHAPES]
+    nodes = [onnx.helper.make_node("Conv", ["x", "w"], ["y"]), onnx.helper.make_node("Identity", ["x"], ["z"])]
+    graph = onnx.helper.make_graph(nodes, "echo", tensors[:1], tensors[1:], [onnx.numpy_helper.from_array(weight, "w")])
+    opset = [onnx.helper.make_opsetid("", 17)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+    x = rng.normal(size=(6, 4, 5, 5)).astype(np.float32)
+    quantized = tmp_path / "echo_qdq.onnx"
+    quantize_static(str(path), str(quantized), _Batches("x", x), quant_format=QuantFormat.QDQ)
+    found, _ = run_network(compiled(read_qdq(quantized)), load_spec(), {"x": x})
+    session = onnxruntime.InferenceSession(str(quantized), providers=["CPUExecutionProvider"])
+    truth = dict(zip(("y", "z"), session.run(["y", "z"], {"x": x}), strict=True))
+    np.testing.assert_allclose(found["z"], truth["z"], rtol=0, atol=1e-6)
+    assert np.abs(found["y"] - truth["y"]).max() < 0.02 * np.abs(truth["y"]).max()
+
+
+SHAPES = (("x", 4), ("y", 8), ("z", 4))
+
+
 class _Batches(CalibrationDataReader):
     def __init__(self, name: str, x: np.ndarray) -> None:
         self.feeds = iter([{name: row[None]} for row in x])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from passes.core.site import Chain, Stage
 from passes.drop_dead_code import DropDeadCode
 from passes.drop_identities import DropIdentities
-from passes.errors import InputError, UnsupportedError
+from passes.errors import InputError, UnsupportedError, UsageError
 from passes.factorize import Factorize
 from passes.fold_batchnorm import FoldBatchNorm
 from passes.fuse_pointwise import FusePointwise
@@ -333,3 +333,30 @@ def test_examples_that_are_no_tensors_are_refused(network: Network, examples: ob
 
 def test_an_array_is_an_example(network: Network) -> None:
     assert FxGraph.trace(network, IMAGES[:1].numpy()).input_shapes == {"image": (1, 3, 6, 6)}
+
+
+class Echo(nn.Module):
+    """A result that is called like the input, and one that is the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return {"image": self.conv(image), "same": image}
+
+
+def test_outputs_called_like_inputs_get_names_of_their_own() -> None:
+    torch.manual_seed(0)
+    network = Echo().eval()
+    graph = FxGraph.trace(network, IMAGES[:1])
+    names = [spec.name for spec in graph.outputs]
+    assert names == ["image_1", "same"]
+    model = to_onnx(graph.module, [IMAGES[:2]], ["image"], names)
+    found = OnnxGraph.from_model(model).run({"image": IMAGES.numpy()})
+    with torch.no_grad():
+        wanted = network(IMAGES)
+    np.testing.assert_allclose(found[0], wanted["image"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(found[1], IMAGES)
+    with pytest.raises(UsageError, match="both be called 'image'"):
+        FxGraph.trace(network, IMAGES[:1], output_names=["image", "same"])
