@@ -13,10 +13,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from passes.core.site import Chain, Stage
 from passes.training.data import TrainingSet
@@ -50,19 +51,53 @@ class ScaleNorm(nn.Module):
         self.register_buffer("running_square", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        square = self.running_square
-        if self.training:
-            square = x.float().square().mean((0, *range(2, x.ndim)))
-            with torch.no_grad():
-                self.running_square.lerp_(square, self.momentum)
-        scale = self.weight * (square + self.eps).rsqrt()
-        return x * scale.to(x.dtype).view(1, -1, *(1,) * (x.ndim - 2))
+        if not self.training:
+            return x * _along(self.weight * (self.running_square + self.eps).rsqrt(), x)
+        y, square = _Normalized.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            self.running_square.lerp_(square, self.momentum)
+        return y  # type: ignore[no-any-return]
 
     def folded_into(self, stage: Stage) -> Stage:
         """The stage with its weight scaled; it has no bias."""
         scale = self.weight.detach().double() * (self.running_square.detach().double() + self.eps).rsqrt()
         wide = scale.cpu().numpy().reshape(-1, *(1,) * (stage.weight.ndim - 1))
         return replace(stage, weight=(stage.weight * wide).astype(stage.weight.dtype))
+
+
+class _Normalized(torch.autograd.Function):
+    """What ScaleNorm does to a batch, and E[x^2] (C,): half as many walks over memory as operator by operator.
+
+    With r = 1 / sqrt(E[x^2] + eps) of a channel and n values in it: dx = gamma r (g - x r^2 sum(g x) / n).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        square = torch.linalg.vector_norm(x, 2, _but_channels(x), dtype=wide).square() * (x.shape[1] / x.numel())
+        inverse = (square + eps).rsqrt()
+        ctx.save_for_backward(x, weight, inverse)
+        ctx.mark_non_differentiable(square)
+        return x * _along(weight * inverse, x), square
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, inverse = ctx.saved_tensors
+        product = (g * x).sum(_but_channels(x), dtype=inverse.dtype)
+        scale = weight * inverse
+        through = -scale * inverse.square() * product * (x.shape[1] / x.numel())
+        dx = torch.addcmul(g * _along(scale, x), x, _along(through, x))
+        return dx, (product * inverse).to(weight.dtype), None
+
+
+def _but_channels(x: Tensor) -> tuple[int, ...]:
+    return (0, *range(2, x.ndim))
+
+
+def _along(channels: Tensor, x: Tensor) -> Tensor:
+    """Values (C,) in the type of ``x`` (N, C, *spatial), to multiply it with."""
+    return channels.to(x.dtype).view(1, -1, *(1,) * (x.ndim - 2))
 
 
 class NormalizedChain(nn.Sequential):

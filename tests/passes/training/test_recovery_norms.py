@@ -141,3 +141,28 @@ def test_a_stage_without_a_bias_is_scaled_and_stays_without() -> None:
     folded = layer.folded()
     assert isinstance(folded, ChainLayer) and folded.chain().stages[0].bias is None
     torch.testing.assert_close(folded(x), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 4, 2), (7, 2, 6), (3, 2, 2, 3, 2)])
+def test_scale_norm_has_the_gradients_of_its_formula(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+    norm = ScaleNorm(shape[1]).double().train()
+    with torch.no_grad():
+        norm.weight.copy_(torch.linspace(0.5, 2, shape[1]))
+    wanted = norm.weight.view(1, -1, *(1,) * (x.ndim - 2)) * x
+    wanted = wanted / (x.square().mean((0, *range(2, x.ndim)), keepdim=True) + norm.eps).sqrt()
+    g = torch.randn(shape, generator=generator, dtype=torch.float64)
+    by_formula = torch.autograd.grad(wanted, (x, norm.weight), g)
+    found = norm(x)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(torch.autograd.grad(found, (x, norm.weight), g), by_formula)
+
+
+def test_scale_norm_keeps_the_layout_and_the_type() -> None:
+    x = torch.randn(8, 6, 5, 5).bfloat16().contiguous(memory_format=torch.channels_last).requires_grad_()
+    y = ScaleNorm(6).train()(x)
+    y.backward(torch.ones_like(y))
+    for tensor in (y, x.grad):
+        assert tensor is not None and tensor.dtype is torch.bfloat16
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
