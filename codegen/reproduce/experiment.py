@@ -17,9 +17,15 @@ like = "dense-resnet20"           # the recipe is that of the step of this name 
 name = "milp"
 kind = "lower"
 of = "dense"                      # whose network is lowered
+recover = true                    # false: no training behind it
 options = { solver = "milp", budgets = { macs = "27.8%" } }
 short = { epochs = 20 }           # options of one schedule
 full = { epochs = 200 }
+
+[[steps]]
+name = "elrt"
+kind = "elrt"
+ranks_of = "milp"                 # formats and ranks are those of the plan of that step
 
 [[published]]
 system = "..."
@@ -58,6 +64,8 @@ class StepConfig(_Section):
     of: str = DENSE
     like: str | None = None
     file: str | None = None
+    recover: bool = True
+    ranks_of: str | None = None
     options: dict[str, Any] = {}
     short: dict[str, Any] = {}
     full: dict[str, Any] = {}
@@ -90,6 +98,7 @@ class ExperimentConfig(_Section):
     @model_validator(mode="after")
     def _consistent(self) -> ExperimentConfig:
         before: set[str] = set()
+        plans: set[str] = set()
         for step in self.steps:
             if step.name in before:
                 raise ValueError(f"two steps are called {step.name!r}")
@@ -97,7 +106,12 @@ class ExperimentConfig(_Section):
                 raise ValueError(f"step {step.name!r} lowers {step.of!r}, which is no step before it")
             if (step.kind == "given") != (step.file is not None):
                 raise ValueError(f"step {step.name!r}: a file belongs to kind 'given', and to no other")
+            if step.ranks_of is not None and (step.kind != "elrt" or step.ranks_of not in plans):
+                raise ValueError(f"step {step.name!r}: ranks_of is for kind 'elrt', and names a lowered step before it")
+            if not step.recover and step.kind != "lower":
+                raise ValueError(f"step {step.name!r}: recover belongs to kind 'lower', and to no other")
             before.add(step.name)
+            plans |= {step.name} if step.kind == "lower" else set()
         if self.steps[0].name != DENSE:
             raise ValueError(
                 f"the first step is {self.steps[0].name!r}, expected {DENSE!r}: all others are compared with it"
@@ -114,6 +128,8 @@ class Step:
     of: str
     file: str | None
     options: dict[str, Any]
+    recover: bool
+    ranks_of: str | None
     owner: str
     """The experiment whose recipe it is: steps of one owner and name are the same wherever they are used."""
 
@@ -170,7 +186,8 @@ def experiment(name: str, schedule: ScheduleName = "short") -> Experiment:
 
 def _step(owner: str, config: ExperimentConfig, step: StepConfig, schedule: ScheduleName) -> Step:
     if step.like is None:
-        return Step(step.name, step.kind, step.of, step.file, {**step.options, **getattr(step, schedule)}, owner)
+        options = {**step.options, **getattr(step, schedule)}
+        return Step(step.name, step.kind, step.of, step.file, options, step.recover, step.ranks_of, owner)
     if step.options or step.short or step.full:
         raise InputError(f"experiment {owner}: step {step.name!r} is like {step.like!r} and has options of its own")
     other = read(step.like)

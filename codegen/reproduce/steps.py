@@ -71,7 +71,7 @@ class Done:
 def resolved(step: Step, settings: Settings) -> dict[str, Any]:
     """The options of a step with what the user said about epochs."""
     options = dict(step.options)
-    if settings.epochs is not None and step.kind != "given":
+    if settings.epochs is not None and step.kind != "given" and step.recover:
         options["epochs"] = settings.epochs
         if "warmup" in options:
             options["warmup"] = min(float(options["warmup"]), settings.epochs / 4)
@@ -102,9 +102,11 @@ def carry_out(
     result = folder / RESULT
     options = resolved(step, settings)
     model = before[step.of].model if step.kind == "lower" else None
+    ranks = None if step.ranks_of is None else before[step.ranks_of].model.with_name("plan.json")
     _bind(folder, {
         "kind": step.kind, "network": experiment.network, "seed": seed, "options": options,
         "model": None if model is None else file_sha256(model),
+        **({} if ranks is None else {"ranks": file_sha256(ranks)}),
     })  # fmt: skip
     if model is not None:
         report = _finished(result / "report.json")  # results of lower are whole or not there
@@ -118,7 +120,8 @@ def carry_out(
         return Done(step, result / artifacts["onnx"], figures, _lower_curve(report), quantized)
     trained = _finished(result / REPORT)  # which train writes last
     if trained is None:
-        config = train_config(experiment, step, options, seed, result, settings)
+        given = options if ranks is None else {**options, "ranks": ranks}
+        config = train_config(experiment, step, given, seed, result, settings)
         trained = train(config, events, lambda phase, epoch, total: events.note(_line(phase, epoch, total)))
         if trained is None:
             raise UsageError("start the experiments without torchrun; rankc train works with it")
@@ -164,7 +167,8 @@ def lower_config(
     if len(inputs) != 1:
         raise InputError(f"{model}: has {len(inputs)} inputs, the data are for one")
     source = loader(settings.data, inputs[0].name, settings.output / "data")
-    values = {**options, "model": model, "train": source, "seed": seed, "device": settings.device, "output": output}
+    values = {**options, "model": model, "seed": seed, "output": output}
+    values |= {"train": source, "device": settings.device} if step.recover else {"calib": source}
     if can_resume(output):
         values["resume"] = True
     return LowerConfig.from_values(values, f"experiment {step.owner}, step {step.name}")

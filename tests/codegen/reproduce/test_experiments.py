@@ -53,9 +53,11 @@ def test_every_step_is_a_run_that_its_command_accepts(
         if step.kind == "lower":
             config = lower_config(step, options, 5, model, settings.output / "x", settings)
             assert config.seed == 5 and config.eval is None and config.parsed_budgets
-            assert config.epochs == (epochs or options["epochs"])
+            assert config.epochs == ((epochs or options["epochs"]) if step.recover else None)
+            assert (config.train is None, config.calib is None) == (not step.recover, step.recover)
         elif step.kind != "given":
-            trained = train_config(plan, step, options, 5, settings.output / "x", settings)
+            given = options if step.ranks_of is None else {**options, "ranks": model}
+            trained = train_config(plan, step, given, 5, settings.output / "x", settings)
             assert trained.eval is None and trained.options.seed == 5
             assert trained.options.epochs == (epochs or options["epochs"])
 
@@ -109,6 +111,13 @@ def test_a_schedules_options_win(monkeypatch: pytest.MonkeyPatch) -> None:
         ('kind = "lower"', 'kind = "low"', "steps.1.kind: Input should be 'dense'"),
         ('kind = "lower"', 'kind = "lower"\nof = "sparse"', "lowers 'sparse', which is no step before it"),
         ('kind = "lower"', 'kind = "given"', "a file belongs to kind 'given'"),
+        (
+            'kind = "lower"',
+            'kind = "elrt"\nranks_of = "dense"',
+            "ranks_of is for kind 'elrt', and names a lowered step",
+        ),
+        ('kind = "lower"', 'kind = "svd"\nranks_of = "low"', "ranks_of is for kind 'elrt', and names a lowered step"),
+        ('kind = "lower"', 'kind = "elrt"\nrecover = false', "recover belongs to kind 'lower'"),
         ('name = "low"', 'name = "dense"', "two steps are called 'dense'"),
         ('name = "dense"', 'name = "first"', "the first step is 'first', expected 'dense'|lowers 'dense'"),
         ('data = "synthetic"', 'data = "mnist"', "experiment x: data:"),

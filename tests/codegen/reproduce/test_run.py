@@ -309,11 +309,17 @@ def test_every_kind_of_step(tmp_path: Path) -> None:
     events = RecordingEvents()
     result = reproduce(config(tmp_path, name="self-test"), events)
     runs = {run["step"]: run for run in result["runs"]}
-    assert set(runs) == {"dense", "milp", "elrt", "svd"}
-    for step in ("milp", "elrt", "svd"):
+    assert set(runs) == {"dense", "milp", "elrt", "plan", "elrt-planned", "svd"}
+    for step in ("milp", "elrt", "plan", "elrt-planned", "svd"):
         assert runs[step]["macs"][1] <= 0.6 * runs[step]["macs"][0] == 0.6 * runs["dense"]["macs"][0]
         assert runs[step]["accuracy"] > 0.5  # chance is a quarter
     assert 0.5 < runs["milp"]["accuracy_int8"] <= 1 and runs["milp"]["trained_on"]["device"] == "cpu"
     assert runs["milp"]["budgets_met"] and runs["milp"]["latency"][1] < runs["milp"]["latency"][0]
+    assert runs["plan"]["held_out"] is None and runs["elrt-planned"]["macs"] == runs["plan"]["macs"]
+    folders = {name: tmp_path / "out" / "self-test" / "short" / "seed0" / name / "result" for name in runs}
+    planned = json.loads((folders["plan"] / "plan.json").read_text(encoding="utf-8"))["layers"]
+    trained = json.loads((folders["elrt-planned"] / "train.json").read_text(encoding="utf-8"))["layers"]
+    found = {layer["name"]: (layer["choice"], layer["rank"]) for layer in trained}
+    assert all(found[layer["name"]] == (layer["choice"], layer["rank"]) for layer in planned)
     again = reproduce(config(tmp_path, name="self-test"), QuietEvents())
     assert again == result
