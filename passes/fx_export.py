@@ -29,6 +29,7 @@ from torch.utils import _pytree as pytree
 from passes.errors import UnsupportedError, VerificationError, first_line
 from passes.fx_emit import layer_of
 from passes.fx_trace import baked, distinct
+from passes.torch_apply import pads_of
 from passes.training.layers import StageLayer
 
 Tensor = torch.Tensor
@@ -109,9 +110,10 @@ def _plain(module: nn.Module) -> nn.Module:
 
 def _pad_by_numbers(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> None:
     """Spells "same" out where both sides get as much: the exporter refuses it for dilated kernels."""
-    reach = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-    if not any(r % 2 for r in reach):
-        layer.padding = tuple(r // 2 for r in reach)
+    pads = pads_of(layer.padding, layer.kernel_size, layer.dilation)
+    begins, ends = pads[: len(pads) // 2], pads[len(pads) // 2 :]
+    if begins == ends:
+        layer.padding = begins
 
 
 _ATEN = torch.ops.aten

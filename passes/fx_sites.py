@@ -23,6 +23,7 @@ from passes.errors import first_line
 from passes.fx_constants import constant, floats
 from passes.fx_network import Network, Refusal, forms, label, tensors_of
 from passes.fx_operators import FOREIGN, KIN, bound, has_hooks, torch_name
+from passes.torch_apply import pads_of
 from passes.training.layers import StageLayer
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -176,11 +177,7 @@ def _geometry(kernel: tuple[int, ...], walk: tuple[Any, Any, Any], groups: int, 
         return numbers * n if len(numbers) == 1 else numbers
 
     dilations = each(dilation)
-    if padding == "same":  # where the sum is odd, torch puts the larger half at the end
-        reach = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
-        pads = (*(r // 2 for r in reach), *(r - r // 2 for r in reach))
-    else:
-        pads = (0,) * (2 * n) if padding == "valid" else each(padding) * 2
+    pads = pads_of(padding if isinstance(padding, str) else each(padding), kernel, dilations)
     transposed = output_padding is not None
     outer = each(output_padding) if transposed else ()
     return Geometry(kernel, each(stride), dilations, pads, groups, transposed, outer)

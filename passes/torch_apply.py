@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 # Before torch's first tensor: activations in large pages, where the system has them. Entering small ones, which are new
@@ -25,6 +26,18 @@ def apply_stage(stage: Stage, x: Tensor, weight: Tensor | None = None, bias: Ten
     if bias is None and stage.bias is not None:
         bias = _constant(stage.bias, x)
     return convolve(stage.geometry, x, weight, bias)
+
+
+def pads_of(padding: str | Sequence[int], kernel: Sequence[int], dilations: Sequence[int]) -> tuple[int, ...]:
+    """Pads as a geometry has them, all begins and then all ends, of a torch convolution's padding.
+
+    Where "same" needs an odd sum, torch puts the larger half at the end.
+    """
+    if padding == "same":
+        reach = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
+        return (*(r // 2 for r in reach), *(r - r // 2 for r in reach))
+    numbers = (0,) * len(kernel) if padding == "valid" else tuple(int(p) for p in padding)
+    return numbers + numbers
 
 
 def convolve(g: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

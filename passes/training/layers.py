@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from passes.core.site import Array, Chain, Geometry, Stage
-from passes.torch_apply import convolve
+from passes.torch_apply import convolve, pads_of
 
 Tensor = torch.Tensor
 
@@ -70,16 +70,8 @@ def stage_of(layer: nn.Module) -> Stage | str:
         return f"{type(layer).__name__} is no convolution and no linear layer"
     if layer.padding_mode != "zeros":
         return f"it pads by {layer.padding_mode!r}; only zeros can be padded in a chain"
-    if layer.padding == "same":
-        reach = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-        pads = (*(r // 2 for r in reach), *(r - r // 2 for r in reach))
-    elif layer.padding == "valid":
-        pads = (0,) * (2 * len(layer.kernel_size))
-    else:
-        pads = (*layer.padding, *layer.padding)
-    geometry = Geometry(
-        tuple(layer.kernel_size), tuple(layer.stride), tuple(layer.dilation), tuple(int(p) for p in pads), layer.groups
-    )
+    pads = pads_of(layer.padding, layer.kernel_size, layer.dilation)
+    geometry = Geometry(tuple(layer.kernel_size), tuple(layer.stride), tuple(layer.dilation), pads, layer.groups)
     return Stage(_array(layer.weight), None if layer.bias is None else _array(layer.bias), geometry)
 
 
