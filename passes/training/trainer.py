@@ -253,8 +253,7 @@ class _Loop:
         return bool(self.group.sum(told) > 0)
 
     def _diverged(self, what: str) -> InputError:
-        kept = "" if self.by.folder is None else f"; the last checkpoint is in {self.by.folder}"
-        return InputError(f"training diverged in epoch {self.state.epoch + 1}: {what}; lower the lr{kept}")
+        return InputError(f"training diverged in epoch {self.state.epoch + 1}: {what}; lower the lr")
 
     def _key(self) -> dict[str, Any]:
         """What a checkpoint must agree with: all that the run's weights follow from."""
