@@ -213,7 +213,7 @@ def test_divergence_names_the_epoch_and_keeps_the_checkpoint(tmp_path: Path) -> 
             loss = super().__call__(network, batch, epoch, epochs)
             return loss * float("nan") if epoch >= 1.5 else loss
 
-    with pytest.raises(InputError, match=f"diverged in epoch 2: the loss is no number; .*{tmp_path}"):
+    with pytest.raises(InputError, match="diverged in epoch 2: the loss is no number; lower the lr"):
         Trainer(normed_network(), Broken(), images(), options(), tmp_path, checkpoint_s=0.0).run()
     saved = checkpoint.load(tmp_path / "training.pt")
     assert saved is not None and (saved["epoch"], saved["step"]) == (1, 2)
