@@ -74,14 +74,13 @@ def _called_like(source: FxGraph, module: fx.GraphModule, names: Sequence[str]) 
     """
     graph = fx.Graph()
     made: dict[fx.Node, Any] = {}
-    given = dict(zip(names, (node for node in module.graph.nodes if node.op == "placeholder"), strict=True))
-    asked = (node for node in source.module.graph.nodes if node.op == "placeholder")
-    for spec, node in zip(source.inputs, asked, strict=True):
+    given = dict(zip(names, module.graph.find_nodes(op="placeholder"), strict=True))
+    for spec, node in zip(source.inputs, source.module.graph.find_nodes(op="placeholder"), strict=True):
         made[given.get(spec.name, node)] = graph.placeholder(str(node.target))
     for node in module.graph.nodes:
         if node.op not in ("placeholder", "output"):
             made[node] = graph.node_copy(node, made.__getitem__)
-    old, new = (next(node for node in one.nodes if node.op == "output") for one in (source.module.graph, module.graph))
+    old, new = source.module.graph.output_node(), module.graph.output_node()
     results = iter([made[leaf] for leaf in pytree.tree_leaves(new.args[0]) if isinstance(leaf, fx.Node)])
     graph.output(fx.node.map_arg(old.args[0], lambda node: next(results)))
     return fx.GraphModule(module, graph)

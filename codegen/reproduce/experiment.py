@@ -97,8 +97,7 @@ class ExperimentConfig(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> ExperimentConfig:
-        before: set[str] = set()
-        plans: set[str] = set()
+        before: dict[str, Kind] = {}
         for step in self.steps:
             if step.name in before:
                 raise ValueError(f"two steps are called {step.name!r}")
@@ -106,12 +105,11 @@ class ExperimentConfig(_Section):
                 raise ValueError(f"step {step.name!r} lowers {step.of!r}, which is no step before it")
             if (step.kind == "given") != (step.file is not None):
                 raise ValueError(f"step {step.name!r}: a file belongs to kind 'given', and to no other")
-            if step.ranks_of is not None and (step.kind != "elrt" or step.ranks_of not in plans):
+            if step.ranks_of is not None and (step.kind != "elrt" or before.get(step.ranks_of) != "lower"):
                 raise ValueError(f"step {step.name!r}: ranks_of is for kind 'elrt', and names a lowered step before it")
             if not step.recover and step.kind != "lower":
                 raise ValueError(f"step {step.name!r}: recover belongs to kind 'lower', and to no other")
-            before.add(step.name)
-            plans |= {step.name} if step.kind == "lower" else set()
+            before[step.name] = step.kind
         if self.steps[0].name != DENSE:
             raise ValueError(
                 f"the first step is {self.steps[0].name!r}, expected {DENSE!r}: all others are compared with it"

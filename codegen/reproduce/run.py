@@ -29,9 +29,9 @@ from codegen.events import Events, Progress
 from codegen.report.build import tool_versions
 from codegen.reproduce.data import SOURCES, Data
 from codegen.reproduce.experiment import DENSE, Experiment, ScheduleName, experiment
-from codegen.reproduce.steps import Done, Settings, carry_out, digest, folder_of, resolved
+from codegen.reproduce.steps import Done, Settings, carry_out, digest, folder_of, resolved, write
+from codegen.tvm_network_onnx import free_inputs
 from passes.errors import InputError, UsageError
-from passes.files import write_text
 
 SCHEMA = 1
 COLUMNS = ("seed", "step", "phase", "epoch", "loss", "lr", "held_out", "seconds")
@@ -87,7 +87,7 @@ def reproduce(config: ReproduceConfig, events: Events) -> dict[str, Any]:
         for row in result["summary"]:
             log.line(f"{row['step']}: top-1 {100 * row['accuracy_mean']:.2f} %")
     text = json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    _write(folder / "result.json", text)
+    write(folder / "result.json", text)
     return result
 
 
@@ -110,7 +110,7 @@ def evaluate(
                 if key not in known:
                     test = data.test() if test is None else test
                     known[key] = top1(model, *test, batch=batch_of(model))
-                    _write(path, json.dumps({"data": data_sha256, "top1": known}, indent=2) + "\n")
+                    write(path, json.dumps({"data": data_sha256, "top1": known}, indent=2) + "\n")
                 needed[key] = known[key]
             progress.advance(1, name)
     return needed
@@ -118,9 +118,7 @@ def evaluate(
 
 def batch_of(model: Path) -> int:
     """How many samples a network is run on at once: what its file says, 250 where it takes any number."""
-    graph = onnx.load(model, load_external_data=False).graph
-    constants = {tensor.name for tensor in graph.initializer}
-    data = next(value for value in graph.input if value.name not in constants)
+    data = free_inputs(onnx.load(model, load_external_data=False))[0]
     return data.type.tensor_type.shape.dim[0].dim_value or 250  # 0 where it has a name
 
 
@@ -222,7 +220,7 @@ def write_curves(path: Path, done: Mapping[int, Mapping[str, Done]]) -> None:
     for seed, steps in done.items():
         for name, one in steps.items():
             writer.writerows({"seed": seed, "step": name, **row} for row in one.curve)
-    _write(path, table.getvalue())
+    write(path, table.getvalue())
 
 
 def _bind_data(path: Path, given: Mapping[str, str]) -> None:
@@ -232,14 +230,7 @@ def _bind_data(path: Path, given: Mapping[str, str]) -> None:
         if before.get(name, sha256) != sha256:
             raise UsageError(f"{path.parent}: its experiments saw other {name} data; give another -o")
     if {**before, **given} != before:
-        _write(path, json.dumps({**before, **given}, indent=2) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        write_text(path, text)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+        write(path, json.dumps({**before, **given}, indent=2) + "\n")
 
 
 class LoggedEvents:

@@ -174,6 +174,14 @@ def lower_config(
     return LowerConfig.from_values(values, f"experiment {step.owner}, step {step.name}")
 
 
+def write(path: Path, text: str) -> None:
+    """Writes a file, whole or not at all. InputError where it cannot be written."""
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+
+
 def _finished(path: Path) -> dict[str, Any] | None:
     """The report of a command that is through; None where it is not. InputError for a file that is no report."""
     if not path.is_file():
@@ -192,10 +200,7 @@ def _note_machine(folder: Path, device: str, precision: str) -> None:
         precision = "bf16" if multiplies_bf16(place) else "fp32"
     processor = hardware(replace(ALONE, device=place))["processor"]
     text = json.dumps({"device": device, "precision": precision, "processor": processor}, indent=2) + "\n"
-    try:
-        (folder / MACHINE).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{folder / MACHINE}: cannot be written: {error.strerror}") from error
+    write(folder / MACHINE, text)
 
 
 def _noted_machine(folder: Path) -> dict[str, Any]:
