@@ -24,7 +24,7 @@ from passes.training.network import TrainableNetwork
 from passes.training.objective import inputs_of
 from passes.training.options import TrainingOptions
 from passes.training.progress import Epoch, Run, Step
-from passes.training.recovery_norms import Norms, ScaleNorm, fold_all, insert
+from passes.training.recovery_norms import Norms, fold_all, insert
 from passes.training.trainer import Trainer
 
 
@@ -32,7 +32,7 @@ class NotTrainedError(InputError):
     """The network cannot be trained on these data by this recipe; it is what it was, and can be used as it is."""
 
 
-_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, ScaleNorm)
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 @dataclass(frozen=True)

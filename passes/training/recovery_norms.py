@@ -1,11 +1,12 @@
 """BatchNorm where there is none any more: put behind folded layers for training, and folded into them again.
 
     conv+bias             ->  conv+bias -> BatchNorm (the identity at first)
-    conv -> conv+bias     ->  conv -> ScaleNorm -> conv+bias -> BatchNorm
+    conv -> conv+bias     ->  conv of unit filters -> conv+bias -> BatchNorm
 
 A network as it is deployed has its BatchNorm folded, and without it, training diverges or crawls. The identity has
 running statistics of the layer's own outputs on training data, gamma their deviation, beta their mean. A layer without
-a bias must not get one, since the plan's costs are those of its shapes: it is scaled, and not shifted.
+a bias must not get one, since the plan's costs are those of its shapes: its filters are normalised instead (Salimans
+and Kingma, NeurIPS 2016), which costs nothing by position, and length and direction of each are trained apart.
 """
 
 from __future__ import annotations
@@ -13,21 +14,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 
 from passes.core.site import Chain, Stage
 from passes.training.data import TrainingSet
-from passes.training.layers import ChainLayer, StageLayer, fold
+from passes.training.layers import ChainLayer, StageLayer, apply, fold
 from passes.training.network import TrainableNetwork
 from passes.training.objective import inputs_of
 
 Tensor = torch.Tensor
 Norms = Literal["none", "biased", "all"]
-"""Which convolutions get one: those with a bias, or all of them, those inside a chain as well."""
+"""Which convolutions are normalised: those with a bias, or all of them, those inside a chain as well."""
 
 _KINDS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
@@ -36,77 +36,38 @@ _LENGTH, _TINY, _MOST = 2.0, 1e-12, 100.0
 """What filters are as long as where networks are trained with BatchNorm, about; how much a dead one is lengthened."""
 
 
-class ScaleNorm(nn.Module):
-    """BatchNorm that takes no mean away: ``y = gamma x / sqrt(E[x^2] + eps)`` per channel, (N, C, *spatial).
+class UnitFilters(StageLayer):
+    """A stage without a bias whose filters are ``gain v / |v|``: (O,) lengths and (O, I/groups, *kernel) directions."""
 
-    ``running_square`` follows the batches' mean squares by ``momentum`` and stands for them in inference mode.
-    """
-
-    running_square: Tensor
-
-    def __init__(self, channels: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
-        super().__init__()
-        self.eps, self.momentum = eps, momentum
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.register_buffer("running_square", torch.ones(channels))
+    def __init__(self, like: StageLayer) -> None:
+        super().__init__(like.stage(), like.channel_axis)
+        self.to(like.weight.device)
+        length, longer = _lengthening(self.weight)
+        self.gain = nn.Parameter(length)
+        with torch.no_grad():
+            self.weight.mul_(_along(longer, self.weight))
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return x * _along(self.weight * (self.running_square + self.eps).rsqrt(), x)
-        y, square = _Normalized.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
-        with torch.no_grad():
-            self.running_square.lerp_(square, self.momentum)
-        return y  # type: ignore[no-any-return]
+        return apply(self.geometry, self.channel_axis, x, self._scaled(), None)
 
-    def folded_into(self, stage: Stage) -> Stage:
-        """The stage with its weight scaled; it has no bias."""
-        scale = self.weight.detach().double() * (self.running_square.detach().double() + self.eps).rsqrt()
-        wide = scale.cpu().numpy().reshape(-1, *(1,) * (stage.weight.ndim - 1))
-        return replace(stage, weight=(stage.weight * wide).astype(stage.weight.dtype))
+    def stage(self) -> Stage:
+        return replace(super().stage(), weight=self._scaled().detach().cpu().numpy().copy())
 
-
-class _Normalized(torch.autograd.Function):
-    """What ScaleNorm does to a batch, and E[x^2] (C,): half as many walks over memory as operator by operator.
-
-    With r = 1 / sqrt(E[x^2] + eps) of a channel and n values in it: dx = gamma r (g - x r^2 sum(g x) / n).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        square = torch.linalg.vector_norm(x, 2, _but_channels(x), dtype=wide).square() * (x.shape[1] / x.numel())
-        inverse = (square + eps).rsqrt()
-        ctx.save_for_backward(x, weight, inverse)
-        ctx.mark_non_differentiable(square)
-        return x * _along(weight * inverse, x), square
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, weight, inverse = ctx.saved_tensors
-        product = (g * x).sum(_but_channels(x), dtype=inverse.dtype)
-        scale = weight * inverse
-        through = -scale * inverse.square() * product * (x.shape[1] / x.numel())
-        dx = torch.addcmul(g * _along(scale, x), x, _along(through, x))
-        return dx, (product * inverse).to(weight.dtype), None
-
-
-def _but_channels(x: Tensor) -> tuple[int, ...]:
-    return (0, *range(2, x.ndim))
-
-
-def _along(channels: Tensor, x: Tensor) -> Tensor:
-    """Values (C,) in the type of ``x`` (N, C, *spatial), to multiply it with."""
-    return channels.to(x.dtype).view(1, -1, *(1,) * (x.ndim - 2))
+    def _scaled(self) -> Tensor:
+        lengths = self.weight.flatten(1).norm(dim=1).clamp_min(_TINY)
+        return self.weight * _along(self.gain / lengths, self.weight)
 
 
 class NormalizedChain(nn.Sequential):
-    """The stages of a layer with BatchNorm after some of them. ``like``: the layer that it stands for."""
+    """The stages of a layer with BatchNorm after some of them, those without a bias with unit filters.
 
-    def __init__(self, like: StageLayer | ChainLayer, norms: dict[int, nn.Module]) -> None:
+    ``like``: the layer that it stands for; ``norms`` by the indices of its stages.
+    """
+
+    def __init__(self, like: StageLayer | ChainLayer, norms: dict[int, nn.Module], unit: frozenset[int]) -> None:
         parts: list[nn.Module] = []
         for index, stage in enumerate(_stages(like)):
-            parts.append(stage)
+            parts.append(UnitFilters(stage) if index in unit else stage)
             if index in norms:
                 parts.append(norms[index])
         super().__init__(*parts)
@@ -120,7 +81,7 @@ class NormalizedChain(nn.Sequential):
                 stages.append(part.stage())
                 axis = part.channel_axis
             else:
-                stages[-1] = part.folded_into(stages[-1]) if isinstance(part, ScaleNorm) else fold(stages[-1], part)
+                stages[-1] = fold(stages[-1], part)
         if self._format is None:
             return StageLayer(stages[0], axis)
         return ChainLayer(Chain(tuple(stages), *self._format), axis)
@@ -129,22 +90,21 @@ class NormalizedChain(nn.Sequential):
 def insert(network: TrainableNetwork, data: TrainingSet, norms: Norms, batch: int = 250) -> list[str]:
     """Puts BatchNorm behind the convolutions of ``network``, and leaves what it computes in inference mode.
 
-    Statistics are those of all samples of ``data``. Layers whose output is the network's own get none, nor do
-    linear ones. Returns the sites that got one.
+    Those without a bias become :class:`UnitFilters`. Statistics are those of all samples of ``data``. Layers whose
+    output is the network's own stay as they are, and so do linear ones. Returns the sites that were changed.
     """
     wanted: dict[str, list[int]] = {}
+    unit: dict[str, frozenset[int]] = {}
     last = _last(network)
     for site in network.layers:
         layer = network.layer(site)
         if norms == "none" or site in last or not isinstance(layer, StageLayer | ChainLayer):
             continue
-        found = [
-            index
-            for index, stage in enumerate(_stages(layer))
-            if stage.geometry.ndim and (norms == "all" or stage.bias is not None)
-        ]
-        if found:
+        found = [index for index, stage in enumerate(_stages(layer)) if stage.geometry.ndim and stage.bias is not None]
+        free = [index for index, stage in enumerate(_stages(layer)) if stage.geometry.ndim and stage.bias is None]
+        if found or (free and norms == "all"):
             wanted[site] = found
+            unit[site] = frozenset(free if norms == "all" else ())
     moments = {(site, index): _Moments() for site, found in wanted.items() for index in found}
     with _observed(network, moments), torch.no_grad():
         for part in data.batches(batch):
@@ -153,7 +113,7 @@ def insert(network: TrainableNetwork, data: TrainingSet, norms: Norms, batch: in
         like = network.layer(site)
         assert isinstance(like, StageLayer | ChainLayer)
         made = {index: _identity(_stages(like)[index], moments[site, index]) for index in found}
-        network.put(site, NormalizedChain(like, made))
+        network.put(site, NormalizedChain(like, made, unit[site]))
     return list(wanted)
 
 
@@ -192,25 +152,31 @@ def _identity(stage: StageLayer, moments: _Moments) -> nn.Module:
     Behind a norm a filter's length means nothing but how far a step turns it: the shorter, the farther. Folding has
     made them short, some of them next to nothing.
     """
-    length = stage.weight.detach().flatten(1).norm(dim=1).double()
-    longer = (_LENGTH / length.clamp_min(_TINY)).clamp(max=_MOST)
-    mean, variance = moments.mean.to(length.device) * longer, moments.variance.to(length.device) * longer**2
-    channels = stage.weight.shape[0]
+    assert stage.bias is not None
+    _, longer = _lengthening(stage.weight)
+    exact = longer.double()
+    mean, variance = moments.mean.to(exact.device) * exact, moments.variance.to(exact.device) * exact**2
     with torch.no_grad():
-        stage.weight.mul_(longer.float().view(-1, *(1,) * (stage.weight.ndim - 1)))
-        if stage.bias is None:
-            scale = ScaleNorm(channels)
-            scale.running_square.copy_(variance + mean**2)
-            scale.weight.copy_((scale.running_square.double() + scale.eps).sqrt() / longer)
-            return scale.to(stage.weight.device)
-        norm = _KINDS[stage.geometry.ndim](channels)
+        stage.weight.mul_(_along(longer, stage.weight))
+        norm = _KINDS[stage.geometry.ndim](len(longer))
         assert norm.running_mean is not None and norm.running_var is not None
-        stage.bias.mul_(longer.float())
+        stage.bias.mul_(longer)
         norm.running_mean.copy_(mean)
         norm.running_var.copy_(variance)
-        norm.weight.copy_((norm.running_var.double() + norm.eps).sqrt() / longer)
-        norm.bias.copy_(mean / longer)
+        norm.weight.copy_((norm.running_var.double() + norm.eps).sqrt() / exact)
+        norm.bias.copy_(mean / exact)
         return norm.to(stage.weight.device)
+
+
+def _lengthening(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """How long each filter of a weight (O, ...) is, and what brings it to :data:`_LENGTH`: (O,) each."""
+    length = weight.detach().flatten(1).norm(dim=1)
+    return length, (_LENGTH / length.clamp_min(_TINY)).clamp(max=_MOST)
+
+
+def _along(filters: Tensor, weight: Tensor) -> Tensor:
+    """Values (O,) of filters, to multiply a weight (O, ...) with."""
+    return filters.view(-1, *(1,) * (weight.ndim - 1))
 
 
 @contextmanager

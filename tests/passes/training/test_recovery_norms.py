@@ -20,7 +20,7 @@ from passes.onnx_module import to_trainable
 from passes.training.data import TrainingSet
 from passes.training.layers import ChainLayer, StageLayer
 from passes.training.network import TrainableNetwork
-from passes.training.recovery_norms import NormalizedChain, Norms, ScaleNorm, fold_all, insert
+from passes.training.recovery_norms import NormalizedChain, Norms, UnitFilters, fold_all, insert
 
 DIGITS = Path(__file__).parents[3] / "examples" / "digits.onnx"
 
@@ -79,7 +79,7 @@ def test_what_is_put_in_changes_nothing_and_folds_again_after_training(dense: Tr
     torch.testing.assert_close(outputs(network, data), trained, rtol=1e-4, atol=1e-4)
     assert {name: type(network.layer(name)) for name in network.layers} == kinds
     assert {n: [s.bias is None for s in stages_of(network.layer(n))] for n in network.layers} == shapes
-    assert not any(isinstance(m, nn.BatchNorm2d | ScaleNorm) for m in network.module.modules())
+    assert not any(isinstance(m, nn.BatchNorm2d | UnitFilters) for m in network.module.modules())
 
 
 def stages_of(layer: nn.Module) -> list[Stage]:
@@ -120,49 +120,35 @@ def test_filters_become_as_long_as_each_other_and_dead_ones_stay_short(dense: Tr
     torch.testing.assert_close(lengths[2:], torch.full_like(lengths[2:], 2.0), rtol=1e-5, atol=0.0)
 
 
-def test_a_scale_norm_is_batchnorm_where_the_mean_is_zero() -> None:
-    torch.manual_seed(0)
-    x = torch.randn(16, 3, 5, 5) * torch.tensor([0.5, 2.0, 7.0]).view(1, 3, 1, 1)
-    x = torch.cat([x, -x])  # each channel's mean is zero
-    scale, batch = ScaleNorm(3).train(), nn.BatchNorm2d(3).train()
-    torch.testing.assert_close(scale(x), batch(x), rtol=1e-4, atol=1e-5)
-
-
-def test_a_stage_without_a_bias_is_scaled_and_stays_without() -> None:
+def test_unit_filters_are_the_stage_at_first_and_train_length_and_direction_apart() -> None:
     rng = np.random.default_rng(0)
     stage = Stage(rng.standard_normal((4, 2, 3, 3)).astype(np.float32), None, Geometry((3, 3)))
-    norm = ScaleNorm(4)
+    unit = UnitFilters(StageLayer(stage))
+    np.testing.assert_allclose(unit.stage().weight, stage.weight, rtol=1e-6, atol=0.0)
+    lengths = unit.weight.detach().flatten(1).norm(dim=1)
+    torch.testing.assert_close(lengths, torch.full_like(lengths, 2.0), rtol=1e-6, atol=0.0)
+
+    x = torch.randn(2, 2, 6, 6, generator=torch.Generator().manual_seed(0))
+    unit(x).square().mean().backward()
+    # no length of v changes the function: its gradient is perpendicular to it
+    assert unit.weight.grad is not None and unit.gain.grad is not None
+    along = (unit.weight.grad * unit.weight.detach()).flatten(1).sum(1)
+    torch.testing.assert_close(along, torch.zeros(4), rtol=0.0, atol=1e-5)
+    assert float(unit.gain.grad.abs().min()) > 1e-3
+
     with torch.no_grad():
-        norm.weight.uniform_(0.5, 2.0)
-        norm.running_square.uniform_(0.5, 2.0)
-    layer = NormalizedChain(ChainLayer(Chain((stage,))), {0: norm}).eval()
-    x = torch.randn(2, 2, 6, 6)
-    wanted = layer(x)
-    folded = layer.folded()
+        unit.weight.mul_(3.0)
+        unit.gain.mul_(torch.tensor([1.0, 2.0, 0.5, 0.0]))
+    wanted = stage.weight * np.array([1.0, 2.0, 0.5, 0.0], np.float32).reshape(4, 1, 1, 1)
+    np.testing.assert_allclose(unit.stage().weight, wanted, rtol=1e-5, atol=0.0)
+    folded = NormalizedChain(ChainLayer(Chain((stage,))), {}, frozenset({0})).folded()
     assert isinstance(folded, ChainLayer) and folded.chain().stages[0].bias is None
-    torch.testing.assert_close(folded(x), wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(5, 3, 4, 2), (7, 2, 6), (3, 2, 2, 3, 2)])
-def test_scale_norm_has_the_gradients_of_its_formula(shape: tuple[int, ...]) -> None:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
-    norm = ScaleNorm(shape[1]).double().train()
-    with torch.no_grad():
-        norm.weight.copy_(torch.linspace(0.5, 2, shape[1]))
-    wanted = norm.weight.view(1, -1, *(1,) * (x.ndim - 2)) * x
-    wanted = wanted / (x.square().mean((0, *range(2, x.ndim)), keepdim=True) + norm.eps).sqrt()
-    g = torch.randn(shape, generator=generator, dtype=torch.float64)
-    by_formula = torch.autograd.grad(wanted, (x, norm.weight), g)
-    found = norm(x)
-    torch.testing.assert_close(found, wanted)
-    torch.testing.assert_close(torch.autograd.grad(found, (x, norm.weight), g), by_formula)
-
-
-def test_scale_norm_keeps_the_layout_and_the_type() -> None:
-    x = torch.randn(8, 6, 5, 5).bfloat16().contiguous(memory_format=torch.channels_last).requires_grad_()
-    y = ScaleNorm(6).train()(x)
-    y.backward(torch.ones_like(y))
-    for tensor in (y, x.grad):
-        assert tensor is not None and tensor.dtype is torch.bfloat16
-        assert tensor.is_contiguous(memory_format=torch.channels_last)
+def test_a_dead_filter_inside_a_chain_stays_finite() -> None:
+    weight = np.ones((2, 3, 1, 1), np.float32)
+    weight[0] = 0.0
+    unit = UnitFilters(StageLayer(Stage(weight, None, Geometry((1, 1)))))
+    unit(torch.randn(1, 3, 2, 2, requires_grad=True)).sum().backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in unit.parameters())
+    np.testing.assert_allclose(unit.stage().weight, weight, rtol=1e-6, atol=0.0)
