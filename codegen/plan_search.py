@@ -14,8 +14,9 @@ from codegen.dataset import Dataset, random_inputs
 from codegen.emission import Emission, as_emitted
 from codegen.events import Events, RecordingEvents
 from codegen.memory import Memory
+from codegen.mirrored import Mirrored, mirrored
 from codegen.refinement import TUNING_EFFORTS, Refinement
-from codegen.search import Attempt, best_within_budgets, carry_out, fastest_within
+from codegen.search import Attempt, best_within_budgets, carry_out, fastest_within, fit_finally
 from codegen.searching import Search
 from codegen.space import EFFORTS, Selection, Space, build_space, calibration_count
 from codegen.target import Target
@@ -111,6 +112,8 @@ class PlanSearch:
         self.stepper: Stepper | None = None
         self.feeds_of: FeedsOf = batched
         self.search: Search | None = None
+        self.twin: tuple[Mirrored | None] | None = None
+        """What came of asking for mirror images; None before."""
         self.training: TrainingSet | None = None
         """What a solver that trains may use instead of the calibration samples."""
 
@@ -140,11 +143,12 @@ class PlanSearch:
             globs = ", ".join(config.include)
             self.run_events.warning(f"no layer that could be rewritten is named by --include {globs}")
         correction = self.correction if self.calibrated else None
+        twin = self._mirrored(feeds)
         if self.config.plan is not None:
             attempt = self._replayed(self.config.plan)
+            attempt = carry_out(attempt, self.space, self.stepper, feeds, correction, self.run_events)
         elif self.searching is not None and self.space.sites:
-            attempt, self.trace = self._searched(self.searching, feeds, correction)
-            return attempt
+            attempt, self.trace = self._searched(self.searching, feeds, correction, twin)
         elif self.budgets or not self.space.sites:
             attempt, self.trace = best_within_budgets(
                 self.space,
@@ -157,8 +161,8 @@ class PlanSearch:
                 self._out_of_time,
                 self.run_events,
                 self.refinement,
+                twin,
             )
-            return attempt
         elif self.stepper is None:
             raise InputError(
                 f"{self.config.model}: without a budget the error of the output is what limits the ranks, and this "
@@ -178,18 +182,30 @@ class PlanSearch:
                 self.run_events,
                 self.refinement,
             )
+            return attempt  # as it was judged: the error is what limits it
+        if twin is None or self._out_of_time():
             return attempt
-        return carry_out(attempt, self.space, self.stepper, feeds, correction, self.run_events)
+        return fit_finally(attempt, self.space, twin, self.correction, self.run_events)
+
+    def _mirrored(self, feeds: Feeds | None) -> Mirrored | None:
+        """Mirror images of the samples, where the effort has plans to judge and the network takes them for the same."""
+        assert self.space is not None
+        if not self.calibrated or feeds is None or self.stepper is None or not self.space.weights:
+            return None
+        if self.twin is None and (self.budgets or self.config.plan is not None):
+            with self.run_events.stage("mirror the samples"):
+                self.twin = (mirrored(self.stepper, feeds, self.space.ops),)
+        return None if self.twin is None else self.twin[0]
 
     def _searched(
-        self, solver: SearchingSolver, feeds: Feeds | None, correction: Correction | None
+        self, solver: SearchingSolver, feeds: Feeds | None, correction: Correction | None, judge: Mirrored | None
     ) -> tuple[Attempt, list[dict[str, Any]]]:
         """The plan of a solver that looks at the network. What it has learned serves later calls as well."""
         assert self.space is not None
         learned, bound = (None, 0.0) if self.search is None else (self.search.learned, self.search.bound)
         self.search = Search(
             solver, self.space, self.network, self._training(), self.stepper, feeds, correction, self.effort,
-            self.config.effort, self.config.seed, self.run_events, self._device(), learned, bound,
+            self.config.effort, self.config.seed, self.run_events, self._device(), learned, bound, judge,
         )  # fmt: skip
         budget = self.config.time_budget_s
         left = None if budget is None else max(budget - (time.perf_counter() - self.started), 0.0)

@@ -9,11 +9,8 @@ from typing import Any
 import numpy as np
 
 from codegen.events import Events
-from codegen.memory import (
-    attempt_name,
-    load_chains,
-    save_chains,
-)
+from codegen.memory import attempt_name, load_chains, save_chains
+from codegen.mirrored import Mirrored
 from codegen.refinement import Refinement
 from codegen.space import Effort, Space, cores
 from codegen.walks import outputs_under, plain_chain, relative_error
@@ -32,7 +29,11 @@ PLANS_A_TURN = 2
 
 @dataclass(eq=False)
 class Attempt:
-    """One plan carried out: its chains, its price as a whole, and what it does to the calibration outputs."""
+    """One plan carried out: its chains, its price as a whole, and what it does to the outputs.
+
+    ``loss`` is that on the calibration samples, or on their mirror images where those judge; ``relative_l2`` is the
+    outputs' relative error on the calibration samples.
+    """
 
     plan: RankPlan
     problem: RankProblem
@@ -50,9 +51,10 @@ def carry_out(
     feeds: Feeds | None,
     correction: Correction | None,
     events: Events,
+    judge: Mirrored | None = None,
 ) -> Attempt:
     """:func:`carry_out_each` for one attempt."""
-    return carry_out_each([attempt], space, stepper, feeds, correction, events)[0]
+    return carry_out_each([attempt], space, stepper, feeds, correction, events, judge)[0]
 
 
 def carry_out_each(
@@ -62,12 +64,13 @@ def carry_out_each(
     feeds: Feeds | None,
     correction: Correction | None,
     events: Events,
+    judge: Mirrored | None = None,
 ) -> list[Attempt]:
     """Makes the attempts' chains: corrected in sequence on ``feeds``, or by the weights alone without a correction.
 
-    Sites that cannot be walked to (inside bodies) go by their weights in either case. The loss and the relative error
-    are those of the network's outputs on ``feeds``; NaN where it cannot be walked. An attempt gets what it would get
-    alone, on any number of cores.
+    Sites that cannot be walked to (inside bodies) go by their weights in either case. The relative error is that of
+    the network's outputs on ``feeds``, and so is the loss where no ``judge`` tells it; NaN where it cannot be walked.
+    An attempt gets what it would get alone, on any number of cores.
     """
     names = [attempt_name(attempt.choices, correction is not None) for attempt in attempts]
     done: dict[str, Attempt] = {}
@@ -77,9 +80,11 @@ def carry_out_each(
             chains, numbers = known
             done[name] = replace(attempt, chains=chains, loss=numbers["loss"], relative_l2=numbers["relative_l2"])
     new = {name: a for name, a in zip(names, attempts, strict=True) if name not in done}
-    for name, attempt in zip(
-        new, _carry_out(list(new.values()), space, stepper, feeds, correction, events), strict=True
-    ):
+    made = _carry_out(list(new.values()), space, stepper, feeds, correction, events)
+    if judge is not None and made:
+        with events.stage("judge the plans"):
+            made = [replace(attempt, loss=judge.loss(attempt.chains)) for attempt in made]
+    for name, attempt in zip(new, made, strict=True):
         save_chains(space.memory, name, attempt.chains, {"loss": attempt.loss, "relative_l2": attempt.relative_l2})
         done[name] = attempt
     return [done[name] for name in names]
@@ -122,6 +127,27 @@ def _carry_out(
         )
         for attempt, chains, corrected in zip(attempts, plain, found, strict=True)
     ]
+
+
+def fit_finally(attempt: Attempt, space: Space, mirrored: Mirrored, correction: Correction, events: Events) -> Attempt:
+    """The chosen plan's chains fitted anew on the samples and their mirror images, at twice the positions."""
+    name = attempt_name(attempt.choices, True) + "-final"
+    known = load_chains(space.memory, name, space.sites, attempt.choices)
+    if known is not None:
+        chains, numbers = known
+        return replace(attempt, chains=chains, relative_l2=numbers["relative_l2"])
+    stepper = mirrored.stepper
+    walked = {site.name for site in stepper.sites.values()}
+    choices = {name: choice for name, choice in attempt.choices.items() if name in walked}
+    with events.stage("fit the chosen plan", len(stepper.sites)) as progress:
+        (found,), before = correct_each(
+            stepper, mirrored.both, [choices], replace(correction, samples=2 * correction.samples), space.metrics,
+            lambda site: progress.advance(1, site.name),
+        )  # fmt: skip
+    after, reference = ({k: v[: mirrored.count] for k, v in o.items()} for o in (found.outputs, before))
+    fitted = replace(attempt, chains=attempt.chains | found.chains, relative_l2=relative_error(after, reference))
+    save_chains(space.memory, name, fitted.chains, {"relative_l2": fitted.relative_l2})
+    return fitted
 
 
 def affordable(
@@ -188,17 +214,21 @@ def best_within_budgets(
     out_of_time: Callable[[], bool],
     events: Events,
     refinement: Refinement | None = None,
+    judge: Mirrored | None = None,
 ) -> tuple[Attempt, list[dict[str, Any]]]:
     """Plans under several weightings of the sites' errors, each carried out; the one that loses least stays.
 
     No sum over layers predicts the joint loss well enough to choose between plans that are close, so it is measured.
     The first weights are guessed from the measured sensitivities; each turn after them learns from all losses so far
-    (:mod:`codegen.weighting`) and carries out ``PLANS_A_TURN`` more plans.
+    (:mod:`codegen.weighting`) and carries out ``PLANS_A_TURN`` more plans. With a ``judge``, who has the chosen plan
+    fitted anew, losses are his, and plans are fitted to half as many positions.
     """
     trace: list[dict[str, Any]] = []
     tried: dict[str, Attempt] = {}
     searched = bool(space.weights) and correction is not None
     rng = np.random.default_rng(0 if correction is None else correction.seed)
+    if correction is not None and judge is not None:
+        correction = replace(correction, samples=correction.samples // 2)
 
     def proposals() -> Iterator[dict[str, dict[str, float]]]:
         """Weightings of a turn by the names that the trace gives to them; a later turn learns from those before."""
@@ -228,11 +258,17 @@ def best_within_budgets(
                 turns[-1]["note"] = f"errors weighted by {note}"
             if len(new) == PLANS_A_TURN:
                 break
-        done = carry_out_each([attempt for attempt, _ in new.values()], space, stepper, feeds, correction, events)
+        attempts = [attempt for attempt, _ in new.values()]
+        done = carry_out_each(attempts, space, stepper, feeds, correction, events, judge)
         for (name, (_, turn)), attempt in zip(new.items(), done, strict=True):
-            turn["note"] += f": loss on the calibration data {attempt.loss:.4g}"
+            turn["note"] += f": {loss_text(attempt, judge)}"
             tried[name] = attempt
     return min(tried.values(), key=lambda a: (_excess(a, budgets), a.loss)), trace
+
+
+def loss_text(attempt: Attempt, judge: Mirrored | None) -> str:
+    """The loss of an attempt, and on what."""
+    return f"loss on the {'' if judge is None else 'mirrored '}calibration data {attempt.loss:.4g}"
 
 
 def guessed_weights(space: Space, power: float, tilt: float) -> dict[str, float]:

@@ -16,8 +16,9 @@ import numpy as np
 from codegen.events import Events, Progress
 from codegen.measurable import MeasurablePrices
 from codegen.memory import Memory
+from codegen.mirrored import Mirrored
 from codegen.refinement import Refinement
-from codegen.search import Attempt, affordable, carry_out, guessed_weights
+from codegen.search import Attempt, affordable, carry_out, guessed_weights, loss_text
 from codegen.space import Effort, Space
 from codegen.weighting import POWER, TILT
 from passes import registry
@@ -44,6 +45,7 @@ class Search:
     """The search of one run by a solver that looks at the network; :meth:`run` may be called again, with other budgets.
 
     ``data`` is what it may train on. ``feeds`` and ``correction`` are the calibration's; None where there is none.
+    ``judge`` tells the losses of plans where there is one.
     """
 
     solver: SearchingSolver
@@ -60,6 +62,7 @@ class Search:
     device: str = "cpu"
     learned: Learned | None = None
     bound: float = 0.0
+    judge: Mirrored | None = None
     _moments: dict[str, Moments] | None = field(default=None, init=False)
 
     def run(
@@ -80,9 +83,12 @@ class Search:
         if attempt is None or (attempt.plan.status != "infeasible" and (sure or not trace[-1]["met"])):
             attempt, turns = self._again(budgets, weights, refinement)
             trace.extend(turns)
-        attempt = carry_out(attempt, self.space, self.stepper, self.feeds, self.correction, self.events)
-        trace[-1]["note"] = f"chosen by {self.solver.name}: loss on the calibration data {attempt.loss:.4g}"
+        attempt = self._carried_out(attempt)
+        trace[-1]["note"] = f"chosen by {self.solver.name}: {loss_text(attempt, self.judge)}"
         return attempt, trace
+
+    def _carried_out(self, attempt: Attempt) -> Attempt:
+        return carry_out(attempt, self.space, self.stepper, self.feeds, self.correction, self.events, self.judge)
 
     def _searched(self, problem: RankProblem, limit_s: float | None) -> RankPlan:
         """The solver's plan; the one that an interrupted run kept where there is one."""
@@ -133,7 +139,7 @@ class Search:
         def evaluate(picks: Sequence[int]) -> float:
             plan = RankPlan(self.solver.name, "feasible", tuple(picks), 0.0, 0.0, "")
             attempt, _ = self._priced(plan, problem, problem.budgets)
-            return carry_out(attempt, self.space, self.stepper, self.feeds, self.correction, self.events).loss
+            return self._carried_out(attempt).loss
 
         def cost(picks: Sequence[int]) -> dict[str, float]:
             found = self.space.price(self.space.choices(problem, picks))
