@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from codegen.space import calibration_count
 from codegen.walks import outputs_under
@@ -20,6 +20,9 @@ from passes.core.cost import OpWork
 from passes.core.site import Chain
 from passes.onnx_stepper import Feeds, Stepper
 from passes.sensitivity import divergence, is_classifier
+
+if TYPE_CHECKING:
+    import torch
 
 APART = 0.1
 """How far outputs may move by mirroring, squared, in units of how far those of two samples are apart on average."""
