@@ -93,27 +93,33 @@ def insert(network: TrainableNetwork, data: TrainingSet, norms: Norms, batch: in
     Those without a bias become :class:`UnitFilters`. Statistics are those of all samples of ``data``. Layers whose
     output is the network's own stay as they are, and so do linear ones. Returns the sites that were changed.
     """
-    wanted: dict[str, list[int]] = {}
-    unit: dict[str, frozenset[int]] = {}
+    wanted: dict[str, dict[int, StageLayer]] = {}
     last = _last(network)
     for site in network.layers:
         layer = network.layer(site)
         if norms == "none" or site in last or not isinstance(layer, StageLayer | ChainLayer):
             continue
-        found = [index for index, stage in enumerate(_stages(layer)) if stage.geometry.ndim and stage.bias is not None]
-        free = [index for index, stage in enumerate(_stages(layer)) if stage.geometry.ndim and stage.bias is None]
-        if found or (free and norms == "all"):
+        found = {
+            index: stage
+            for index, stage in enumerate(_stages(layer))
+            if stage.geometry.ndim and (norms == "all" or stage.bias is not None)
+        }
+        if found:
             wanted[site] = found
-            unit[site] = frozenset(free if norms == "all" else ())
-    moments = {(site, index): _Moments() for site, found in wanted.items() for index in found}
+    moments = {
+        (site, index): _Moments()
+        for site, found in wanted.items()
+        for index, stage in found.items()
+        if stage.bias is not None
+    }
     with _observed(network, moments), torch.no_grad():
         for part in data.batches(batch):
             network.module(*inputs_of(part))
     for site, found in wanted.items():
         like = network.layer(site)
         assert isinstance(like, StageLayer | ChainLayer)
-        made = {index: _identity(_stages(like)[index], moments[site, index]) for index in found}
-        network.put(site, NormalizedChain(like, made, unit[site]))
+        made = {i: _identity(stage, moments[site, i]) for i, stage in found.items() if (site, i) in moments}
+        network.put(site, NormalizedChain(like, made, frozenset(found) - made.keys()))
     return list(wanted)
 
 
