@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from passes.training.interrupts import Interrupt, deferred
 from passes.training.objective import Objective
 from passes.training.options import TrainingOptions
 from passes.training.progress import Epoch, Run, State, Step, described, weights_digest
+from passes.training.small_maps import SideBySide
 
 __all__ = ["Epoch", "Run", "Step", "Trainer", "accuracy", "lay_out", "reestimate_batchnorm"]
 
@@ -79,13 +80,17 @@ class Trainer:
         with torch.random.fork_rng(gpus), deferred() as interrupt:
             return _Loop(self, interrupt).run()
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The number format of the forward pass."""
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """The number format of the forward pass, and what it takes to be fast in it."""
         wanted = self.options.precision
         device = self.group.device
-        if wanted == "bf16" or (wanted == "auto" and multiplies_bf16(device)):
-            return torch.autocast(device.type, torch.bfloat16)
-        return nullcontext()
+        with ExitStack() as stack:
+            if wanted == "bf16" or (wanted == "auto" and multiplies_bf16(device)):
+                stack.enter_context(torch.autocast(device.type, torch.bfloat16))
+                if device.type == "cpu" and not self.options.compile:
+                    stack.enter_context(SideBySide())
+            yield
 
 
 class _Loop:
