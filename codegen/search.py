@@ -142,7 +142,7 @@ def fit_finally(attempt: Attempt, space: Space, mirrored: Mirrored, correction: 
     with events.stage("fit the chosen plan", len(stepper.sites)) as progress:
         (found,), before = correct_each(
             stepper, mirrored.both, [choices], replace(correction, samples=2 * correction.samples), space.metrics,
-            lambda site: progress.advance(1, site.name),
+            lambda site: progress.advance(1, site.name), cores(),
         )  # fmt: skip
     after, reference = ({k: v[: mirrored.count] for k, v in o.items()} for o in (found.outputs, before))
     fitted = replace(attempt, chains=attempt.chains | found.chains, relative_l2=relative_error(after, reference))

@@ -19,7 +19,7 @@ from codegen.memory import Memory
 from codegen.mirrored import Mirrored
 from codegen.refinement import Refinement
 from codegen.search import Attempt, affordable, carry_out, guessed_weights, loss_text
-from codegen.space import Effort, Space
+from codegen.space import Effort, Space, cores
 from codegen.weighting import POWER, TILT
 from passes import registry
 from passes.core.cost import METRICS
@@ -172,8 +172,9 @@ class Search:
             if self.stepper is not None and self.feeds is not None and self.correction is not None:
                 with self.events.stage("collect statistics", len(self.stepper.sites)) as progress:
                     self._moments, _ = moments_by_site(
-                        self.stepper, self.feeds, self.effort.elements, self.seed, lambda s: progress.advance(1, s.name)
-                    )
+                        self.stepper, self.feeds, self.effort.elements, self.seed,
+                        lambda s: progress.advance(1, s.name), cores(),
+                    )  # fmt: skip
         return self._moments
 
 

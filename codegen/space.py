@@ -321,7 +321,7 @@ def _measure(
     if stepper is not None and feeds is not None:
         with events.stage("collect statistics", len(stepper.sites)) as progress:
             moments, _ = moments_by_site(
-                stepper, feeds, effort.elements, correction.seed, lambda site: progress.advance(1, site.name)
+                stepper, feeds, effort.elements, correction.seed, lambda site: progress.advance(1, site.name), cores()
             )
     scored = {}
     # without moments a layer may be as large as the memory: then one at a time

@@ -12,10 +12,8 @@ counts an output in full where the original is not flat and the fit is.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -27,11 +25,9 @@ from passes.core.metric import OutputMetric
 from passes.core.moments import Moments
 from passes.core.patches import outputs_at, patches, sample_rows
 from passes.core.site import Array, Chain, Site, Stage, compose
+from passes.core.workers import ALONE, Workers
 from passes.onnx_stepper import Epilogue, Feeds, Stepper, Stop, Walk
 from passes.torch_apply import as_array, run_chain
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -108,12 +104,14 @@ def correct_each(
 ) -> tuple[list[Corrected], dict[str, torch.Tensor]]:
     """:func:`correct` for several plans beside one walk over the original network, whose outputs are returned too.
 
-    Each plan gets what it would get alone, whatever the number of ``threads`` that share the plans at each site.
+    Each plan gets what it would get alone, whatever the number of ``threads`` that share the plans at each site, or
+    where there is one plan, its samples.
     """
     original = stepper.walk(feeds)
-    with torch.no_grad(), _Workers(min(threads, len(plans))) as workers:
+    with torch.no_grad(), Workers(threads, _alone) as workers:
+        of_plans, of_samples = (ALONE, workers) if len(plans) == 1 else (workers, ALONE)
         wanted = next(original)
-        walks = workers.each(lambda choices: _PlanWalk(stepper.walk(feeds), choices), plans)
+        walks = list(of_plans.each(lambda choices: _PlanWalk(stepper.walk(feeds), choices), plans))
         index = 0
         while True:
             site = wanted.site
@@ -122,9 +120,11 @@ def correct_each(
             if any(walk.refits(site, options) for walk in walks):
                 goal = _Goal.of(wanted, y, options, metric, np.random.default_rng((options.seed, index)))
             epilogue = stepper.epilogues[site.output]
-            workers.each(
-                partial(_advance_plan, site=site, goal=goal, epilogue=epilogue, options=options, metric=metric), walks
-            )
+            advance = partial(
+                _advance_plan, site=site, goal=goal, epilogue=epilogue, options=options, metric=metric,
+                workers=of_samples
+            )  # fmt: skip
+            list(of_plans.each(advance, walks))
             progress(site)
             index += 1
             try:
@@ -165,31 +165,15 @@ def _advance_plan(
     epilogue: Epilogue,
     options: Correction,
     metric: OutputMetric | None,
+    workers: Workers,
 ) -> None:
     """One site of one plan: its chain, and on to the next site."""
     chain = Chain((site.stage,))
     if walk.refits(site, options):
         assert goal is not None
-        chain = walk.chains[site.name] = _fit(walk.stop, goal, epilogue, walk.choices[site.name], options, metric)
+        choice = walk.choices[site.name]
+        chain = walk.chains[site.name] = _fit(walk.stop, goal, epilogue, choice, options, metric, workers)
     walk.send(run_chain(site, chain, walk.stop.input))
-
-
-class _Workers:
-    """Maps over plans in threads: NumPy and torch let go of the interpreter where the work is."""
-
-    def __init__(self, threads: int) -> None:
-        # the pool is waited for by the main thread alone, so that an interrupt arrives at the end of a site
-        self._pool = None if threads < 2 else ThreadPoolExecutor(threads, initializer=_alone)
-
-    def __enter__(self) -> _Workers:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-
-    def each(self, work: Callable[[T], R], items: Sequence[T]) -> list[R]:
-        return [work(item) for item in items] if self._pool is None else list(self._pool.map(work, items))
 
 
 def _alone() -> None:
@@ -253,16 +237,22 @@ class _Target:
 
 
 def _fit(
-    seen: Stop, goal: _Goal, epilogue: Epilogue, choice: Choice, options: Correction, metric: OutputMetric | None
+    seen: Stop,
+    goal: _Goal,
+    epilogue: Epilogue,
+    choice: Choice,
+    options: Correction,
+    metric: OutputMetric | None,
+    workers: Workers,
 ) -> Chain:
     site, stage = seen.site, seen.site.stage
-    columns = patches(as_array(site, seen.input), stage.geometry, goal.rows)
+    columns = patches(as_array(site, seen.input), stage.geometry, goal.rows, workers)
     if goal.joined is not None and seen.skip is not None:
         skip = outputs_at(as_array(site, seen.skip), stage.geometry.groups, goal.rows)
         target = _Target(goal.joined, skip, epilogue)
     else:
         target = _Target(goal.plain, None, epilogue if epilogue.skip is None else Epilogue())
-    moments = Moments.of(columns, target.initial())
+    moments = Moments.of(columns, target.initial(), workers)
     weight = stage.grouped_weight().astype(np.float64)
     flat = weight.reshape(*weight.shape[:2], -1)
     clamps = target.epilogue.low is not None or target.epilogue.high is not None
@@ -272,8 +262,7 @@ def _fit(
     sweeps = min(options.sweeps, 1) if flat.shape[-1] > WIDE else options.sweeps
     for sweep in range(1 + (sweeps if clamps else 0)):
         if sweep:
-            predicted = np.matmul(columns, composed.swapaxes(1, 2).astype(columns.dtype)) + bias[:, None, :]
-            moments = moments.retarget(columns, target.moved(predicted.astype(columns.dtype)))
+            moments = moments.retarget(columns, target.moved(_predicted(columns, composed, bias, workers)), workers)
         best = regression.fit(moments)
         problem = FitProblem(best.reshape(weight.shape), regression.gram, None if metric is None else metric.root)
         if choice.format is None:
@@ -288,6 +277,20 @@ def _fit(
     if choice.format is None:
         return chain_of("dense", (), stages, bias.reshape(-1))
     return chain_of(choice.format.name, choice.rank, stages, bias.reshape(-1))
+
+
+def _predicted(columns: Array, weight: Array, bias: Array, workers: Workers) -> Array:
+    """What a layer makes of ``columns`` (g, n, K): (g, n, O), in their precision."""
+    right, shift = weight.swapaxes(1, 2).astype(columns.dtype), bias[:, None, :].astype(columns.dtype)
+    out = np.empty((*columns.shape[:2], right.shape[2]), columns.dtype)
+
+    def fill(part: slice) -> None:
+        np.matmul(columns[:, part], right, out=out[:, part])
+        out[:, part] += shift
+
+    for _ in workers.blocks(fill, columns.shape[1]):
+        pass
+    return out
 
 
 def _rows(

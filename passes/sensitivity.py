@@ -16,6 +16,7 @@ from passes.core.moments import Moments
 from passes.core.patches import outputs_at, patches, positions, sample_rows
 from passes.core.site import Array, Chain, Site, compose
 from passes.core.streamed import LARGE_BYTES, StreamedSvd, streams
+from passes.core.workers import Workers
 from passes.onnx_stepper import Feeds, Stepper, Stop
 from passes.ranks.candidates import Candidate
 from passes.torch_apply import as_array, run_chain
@@ -35,11 +36,16 @@ class Reaction:
 
 
 def moments_by_site(
-    stepper: Stepper, feeds: Feeds, elements: int, seed: int, progress: Callable[[Site], None] = lambda site: None
+    stepper: Stepper,
+    feeds: Feeds,
+    elements: int,
+    seed: int,
+    progress: Callable[[Site], None] = lambda site: None,
+    threads: int = 1,
 ) -> tuple[dict[str, Moments], dict[str, Tensor]]:
     """Moments of every site of the stepper on the feeds, and the network's outputs.
 
-    ``elements`` bounds the patch matrix (samples x K) that is formed at a time.
+    ``elements`` bounds the patch matrix (samples x K) that is formed at a time. The same for any number of ``threads``.
     """
     rng = np.random.default_rng(seed)
     found: dict[str, Moments] = {}
@@ -51,13 +57,12 @@ def moments_by_site(
         width = int(np.prod(stage.weight.shape[1:])) * stage.geometry.groups
         limit = max(elements // width, 1024)
         rows = sample_rows(stage.geometry, x.shape, limit, rng)
-        found[site.name] = Moments.of(
-            patches(x, stage.geometry, rows), outputs_at(as_array(site, y), stage.geometry.groups, rows)
-        )
+        columns = patches(x, stage.geometry, rows, workers)
+        found[site.name] = Moments.of(columns, outputs_at(as_array(site, y), stage.geometry.groups, rows), workers)
         progress(site)
         return y
 
-    with torch.no_grad():
+    with torch.no_grad(), Workers(threads) as workers:
         return found, stepper.run(feeds, at_site)
 
 

@@ -12,6 +12,10 @@ from math import prod
 import numpy as np
 
 from passes.core.site import Array, Geometry
+from passes.core.workers import ALONE, Workers
+
+_CACHED = 512
+"""Rows put in order at a time: few enough to stay in a cache."""
 
 
 def positions(geometry: Geometry, channels_first: tuple[int, ...]) -> tuple[int, ...]:
@@ -71,7 +75,7 @@ def _plain(x: Array, geometry: Geometry) -> tuple[Array, Geometry]:
     return padded, Geometry(geometry.kernel, strides, geometry.dilations)
 
 
-def patches(x: Array, geometry: Geometry, rows: Array) -> Array:
+def patches(x: Array, geometry: Geometry, rows: Array, workers: Workers = ALONE) -> Array:
     """The patches at flat output positions ``rows``.
 
     ``x``: (N, C, *spatial), or (N, C) for a linear layer. Returns (groups, rows, K) with K = C/groups x taps in the
@@ -85,11 +89,19 @@ def patches(x: Array, geometry: Geometry, rows: Array) -> Array:
     padded, plain = _plain(x, geometry)
     image, *at = np.unravel_index(rows, grid)
     taps = list(product(*(range(k) for k in geometry.kernel)))
+    order = taps[::-1] if geometry.transposed else taps
+    corners = [a * s for a, s in zip(at, plain.strides, strict=True)]
+    first = np.ravel_multi_index((image, *corners), padded.shape[:-1])  # of the row's first tap
+    steps = [[t * d for t, d in zip(tap, plain.dilations, strict=True)] for tap in order]
+    reach = np.array([np.ravel_multi_index((0, *step), padded.shape[:-1]) for step in steps])
+    flat = padded.reshape(-1, channels)
     out = np.empty((len(rows), channels, len(taps)), x.dtype)
-    for index, tap in enumerate(taps):
-        where = tuple(a * s + t * d for a, s, t, d in zip(at, plain.strides, tap, plain.dilations, strict=True))
-        slot = len(taps) - 1 - index if geometry.transposed else index
-        out[:, :, slot] = padded[(image, *where)]
+
+    def fill(part: slice) -> None:
+        out[part] = flat[first[part, None] + reach].swapaxes(1, 2)
+
+    for _ in workers.blocks(fill, len(rows), _CACHED):
+        pass
     return np.ascontiguousarray(out.reshape(len(rows), groups, -1).swapaxes(0, 1))
 
 

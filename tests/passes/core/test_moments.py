@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from passes.core.moments import Moments, _covariance
+from passes.core.workers import BLOCK, Workers
 
 
 def samples(seed: int, groups: int = 2, count: int = 50, k: int = 5, o: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -49,6 +50,15 @@ def test_blocks_add_up() -> None:
     x, t = samples(1)
     found = _covariance(t, t.mean(axis=1), x, x.mean(axis=1), block=7)
     np.testing.assert_allclose(found, Moments.of(x, t).cross, rtol=1e-12, atol=1e-12)
+
+
+def test_threads_change_nothing() -> None:
+    x, t = (v.astype(np.float32) for v in samples(2, count=3 * BLOCK + 1))
+    alone = Moments.of(x, t).retarget(x, 2 * t)
+    with Workers(3) as workers:
+        together = Moments.of(x, t, workers).retarget(x, 2 * t, workers)
+    for name in ("gram", "cross"):
+        np.testing.assert_array_equal(getattr(together, name), getattr(alone, name))
 
 
 @given(seed=st.integers(0, 2**32 - 1))

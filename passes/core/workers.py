@@ -1,0 +1,43 @@
+"""Work in threads: NumPy and torch let go of the interpreter where the work is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+BLOCK = 8192
+"""Samples of a block."""
+
+
+class Workers:
+    """Maps over items in ``threads`` threads, each set up by ``begin``. Results come in the order of the items.
+
+    What is added up in that order is the same for any number of threads.
+    """
+
+    def __init__(self, threads: int = 1, begin: Callable[[], None] | None = None) -> None:
+        # the pool is waited for by the main thread alone, so that an interrupt arrives at the end of an item
+        self._pool = None if threads < 2 else ThreadPoolExecutor(threads, initializer=begin)
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def each(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """Results one by one. In a single thread each is made when it is asked for."""
+        return map(work, items) if self._pool is None else self._pool.map(work, items)
+
+    def blocks(self, work: Callable[[slice], R], count: int, block: int = BLOCK) -> Iterator[R]:
+        """:meth:`each` over slices of ``block`` out of ``count`` samples."""
+        return self.each(work, (slice(start, min(start + block, count)) for start in range(0, count, block)))
+
+
+ALONE = Workers()
+"""The thread that calls."""
