@@ -49,10 +49,13 @@ class Mirrored:
         return divergence(outputs_under(self.stepper, self.feeds, chains), self.outputs)
 
 
-def mirrored(stepper: Stepper, feeds: Feeds, ops: Sequence[OpWork]) -> Mirrored | None:
+def mirrored(
+    stepper: Stepper, feeds: Feeds, ops: Sequence[OpWork], straight: Mapping[str, torch.Tensor] | None = None
+) -> Mirrored | None:
     """The mirrored samples of a network with one input, a batch of images (N, C, H, W), where mirroring means nothing.
 
     None for any other network, and where calibration cannot hold twice the samples. ``ops``: the network's work.
+    ``straight``: its outputs on ``feeds``, where they are known.
     """
     if not isinstance(feeds, Mapping) or len(feeds) != 1:
         return None
@@ -62,7 +65,7 @@ def mirrored(stepper: Stepper, feeds: Feeds, ops: Sequence[OpWork]) -> Mirrored 
     if pixels.ndim != 4 or pixels.dtype.kind != "f" or count < 2 or calibration_count(ops, 2 * count) < 2 * count:
         return None
     turned = np.ascontiguousarray(pixels[..., ::-1])
-    straight = outputs_under(stepper, feeds, {})
+    straight = outputs_under(stepper, feeds, {}) if straight is None else straight
     if not is_classifier(straight):
         return None
     outputs = outputs_under(stepper, {name: turned}, {})

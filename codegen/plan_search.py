@@ -194,7 +194,7 @@ class PlanSearch:
             return None
         if self.twin is None and (self.budgets or self.config.plan is not None):
             with self.run_events.stage("mirror the samples"):
-                self.twin = (mirrored(self.stepper, feeds, self.space.ops),)
+                self.twin = (mirrored(self.stepper, feeds, self.space.ops, self.space.outputs),)
         return None if self.twin is None else self.twin[0]
 
     def _searched(

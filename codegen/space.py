@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -33,6 +34,9 @@ from passes.onnx_stepper import Feeds, Stepper
 from passes.ranks.candidates import Candidate, candidates, chain_works, dense_work
 from passes.ranks.problem import Option, RankProblem, SiteOptions, undominated
 from passes.sensitivity import ScoredSite, moments_by_site, output_metric, reactions, score
+
+if TYPE_CHECKING:
+    import torch
 
 CALIBRATION_MACS = 150e9
 """Calibration stops at this many multiply-adds of the network, or at ``CALIBRATION_BYTES`` of its activations."""
@@ -85,6 +89,7 @@ class Space:
     """What the solver chooses from, on one network and one target.
 
     ``scored`` and ``baseline`` hold prices: where the target's list has moved, :meth:`reprice` brings them up to date.
+    ``outputs``: the original network's on the calibration samples, where they have been computed.
     """
 
     sites: tuple[Site, ...]
@@ -96,6 +101,7 @@ class Space:
     memory: Memory = field(default_factory=Forgetful)
     metrics: dict[str, OutputMetric] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
+    outputs: Mapping[str, torch.Tensor] | None = None
 
     def problem(self, budgets: Mapping[str, float], errors: Mapping[str, float], measured: bool = False) -> RankProblem:
         """The rank problem; ``errors`` scales the error of each site's candidates.
@@ -320,20 +326,22 @@ def _measure(
     moments: dict[str, Moments] = {}
     if stepper is not None and feeds is not None:
         with events.stage("collect statistics", len(stepper.sites)) as progress:
-            moments, _ = moments_by_site(
+            moments, space.outputs = moments_by_site(
                 stepper, feeds, effort.elements, correction.seed, lambda site: progress.advance(1, site.name), cores()
             )
     scored = {}
     # without moments a layer may be as large as the memory: then one at a time
     pool = ThreadPoolExecutor(cores() if moments else 1)
+    largest_first = sorted(space.sites, key=lambda s: -s.stage.weight.size)  # so that the threads end together
     with events.stage("score candidates", len(space.sites)) as progress:
         try:
-            each = pool.map(lambda s: score(s, found[s.name], moments.get(s.name), correction.ridge), space.sites)
-            for site, result in zip(space.sites, each, strict=True):
+            each = pool.map(lambda s: score(s, found[s.name], moments.get(s.name), correction.ridge), largest_first)
+            for site, result in zip(largest_first, each, strict=True):
                 scored[site.name] = result
                 progress.advance(1, site.name)
         finally:
             pool.shutdown(cancel_futures=True)
+    scored = {site.name: scored[site.name] for site in space.sites}
     if stepper is None or feeds is None:
         return scored, {}, {}
     space = replace(space, scored=scored)

@@ -11,9 +11,10 @@ counts an output in full where the original is not flat and the fit is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 
 import numpy as np
 import torch
@@ -107,30 +108,48 @@ def correct_each(
     Each plan gets what it would get alone, whatever the number of ``threads`` that share the plans at each site, or
     where there is one plan, its samples.
     """
-    original = stepper.walk(feeds)
+    refitted = {site for plan in plans for site, choice in plan.items() if choice.format is not None or options.dense}
     with torch.no_grad(), Workers(threads, _alone) as workers:
         of_plans, of_samples = (ALONE, workers) if len(plans) == 1 else (workers, ALONE)
-        wanted = next(original)
         walks = list(of_plans.each(lambda choices: _PlanWalk(stepper.walk(feeds), choices), plans))
-        index = 0
+        goals = workers.ahead(_goals(stepper, feeds, refitted, options, metrics or {}))
         while True:
-            site = wanted.site
-            y = run_chain(site, Chain((site.stage,)), wanted.input)
-            goal, metric = None, (metrics or {}).get(site.name)
-            if any(walk.refits(site, options) for walk in walks):
-                goal = _Goal.of(wanted, y, options, metric, np.random.default_rng((options.seed, index)))
-            epilogue = stepper.epilogues[site.output]
+            try:
+                site, goal = next(goals)
+            except StopIteration as end:
+                return [walk.ended() for walk in walks], end.value
             advance = partial(
-                _advance_plan, site=site, goal=goal, epilogue=epilogue, options=options, metric=metric,
-                workers=of_samples
+                _advance_plan, site=site, goal=goal, epilogue=stepper.epilogues[site.output], options=options,
+                metric=(metrics or {}).get(site.name), workers=of_samples
             )  # fmt: skip
             list(of_plans.each(advance, walks))
             progress(site)
-            index += 1
-            try:
-                wanted = original.send(y)
-            except StopIteration as end:
-                return [walk.ended() for walk in walks], end.value
+
+
+def _goals(
+    stepper: Stepper,
+    feeds: Feeds,
+    refitted: Collection[str],
+    options: Correction,
+    metrics: Mapping[str, OutputMetric],
+) -> Generator[tuple[Site, _Goal | None], None, dict[str, torch.Tensor]]:
+    """A walk over the original network: what its sites have, None for those not ``refitted``. Returns its outputs."""
+    walk = stepper.walk(feeds)
+    stop = next(walk)
+    for index in count():
+        site = stop.site
+        y = run_chain(site, Chain((site.stage,)), stop.input)
+        if site.name in refitted:
+            rng = np.random.default_rng((options.seed, index))
+            yield site, _Goal.of(stop, y, options, metrics.get(site.name), rng)
+        else:
+            yield site, None
+        try:
+            stop = walk.send(y)
+        except StopIteration as end:
+            outputs: dict[str, torch.Tensor] = end.value
+            return outputs
+    raise AssertionError("a walk ends")
 
 
 class _PlanWalk:
@@ -141,10 +160,6 @@ class _PlanWalk:
         self.chains: dict[str, Chain] = {}
         self.outputs: dict[str, torch.Tensor] | None = None
         self.stop: Stop = next(walk)
-
-    def refits(self, site: Site, options: Correction) -> bool:
-        choice = self.choices.get(site.name)
-        return choice is not None and (choice.format is not None or options.dense)
 
     def send(self, y: torch.Tensor) -> None:
         try:
@@ -169,9 +184,9 @@ def _advance_plan(
 ) -> None:
     """One site of one plan: its chain, and on to the next site."""
     chain = Chain((site.stage,))
-    if walk.refits(site, options):
+    choice = walk.choices.get(site.name)
+    if choice is not None and (choice.format is not None or options.dense):
         assert goal is not None
-        choice = walk.choices[site.name]
         chain = walk.chains[site.name] = _fit(walk.stop, goal, epilogue, choice, options, metric, workers)
     walk.send(run_chain(site, chain, walk.stop.input))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -37,6 +37,25 @@ class Workers:
     def blocks(self, work: Callable[[slice], R], count: int, block: int = BLOCK) -> Iterator[R]:
         """:meth:`each` over slices of ``block`` out of ``count`` samples."""
         return self.each(work, (slice(start, min(start + block, count)) for start in range(0, count, block)))
+
+    def ahead(self, items: Generator[T, None, R]) -> Generator[T, None, R]:
+        """``items``, each made by one of the threads while the one before is in use; the same value in the end."""
+        if self._pool is None:
+            return (yield from items)
+
+        def following() -> tuple[T] | StopIteration:
+            try:
+                return (next(items),)
+            except StopIteration as end:
+                return end
+
+        found = self._pool.submit(following).result()
+        while not isinstance(found, StopIteration):
+            coming = self._pool.submit(following)
+            yield found[0]
+            found = coming.result()
+        value: R = found.value
+        return value
 
 
 ALONE = Workers()

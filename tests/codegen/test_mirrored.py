@@ -22,6 +22,7 @@ from codegen.mirrored import Mirrored, mirrored
 from codegen.search import Attempt, best_within_budgets, carry_out, fit_finally
 from codegen.space import EFFORTS, Selection, Space, build_space
 from codegen.target import parse_target
+from codegen.walks import outputs_under
 from passes import registry
 from passes.core.site import Chain
 from passes.correct import Correction, correct
@@ -118,6 +119,15 @@ def test_a_network_that_does_not_see_the_difference_has_mirrored_samples(tmp_pat
         twin.outputs["logits"].numpy(), scores(tmp_path / "network.onnx", turned(x)), rtol=1e-4, atol=1e-4
     )
     assert twin.loss({}) == pytest.approx(0.0, abs=1e-12), "the network as it is loses nothing"
+
+
+def test_what_the_network_makes_of_the_samples_need_not_be_computed_again(tmp_path: Path) -> None:
+    graph, x = network(tmp_path), images()
+    stepper = Stepper(graph.model(), graph.sites().sites)
+    straight = outputs_under(stepper, {"x": x}, {})
+    assert mirrored(stepper, {"x": x}, graph.workload(), straight) is not None
+    other = {"logits": straight["logits"].flip(0)}  # it is believed what it makes of them
+    assert mirrored(stepper, {"x": x}, graph.workload(), other) is None
 
 
 def test_the_loss_is_the_divergence_on_mirrored_samples(tmp_path: Path) -> None:
