@@ -130,7 +130,10 @@ def _carry_out(
 
 
 def fit_finally(attempt: Attempt, space: Space, mirrored: Mirrored, correction: Correction, events: Events) -> Attempt:
-    """The chosen plan's chains fitted anew on the samples and their mirror images, at twice the positions."""
+    """The chosen plan's chains fitted anew on the samples and their mirror images, at twice the positions.
+
+    Every third of these is seen as the original network has it, too.
+    """
     name = attempt_name(attempt.choices, True) + "-final"
     known = load_chains(space.memory, name, space.sites, attempt.choices)
     if known is not None:
@@ -140,8 +143,9 @@ def fit_finally(attempt: Attempt, space: Space, mirrored: Mirrored, correction: 
     walked = {site.name for site in stepper.sites.values()}
     choices = {name: choice for name, choice in attempt.choices.items() if name in walked}
     with events.stage("fit the chosen plan", len(stepper.sites)) as progress:
+        options = replace(correction, samples=2 * correction.samples, clean=3)
         (found,), before = correct_each(
-            stepper, mirrored.both, [choices], replace(correction, samples=2 * correction.samples), space.metrics,
+            stepper, mirrored.both, [choices], options, space.metrics,
             lambda site: progress.advance(1, site.name), cores(),
         )  # fmt: skip
     after, reference = ({k: v[: mirrored.count] for k, v in o.items()} for o in (found.outputs, before))

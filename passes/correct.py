@@ -47,7 +47,9 @@ class Correction:
     stays the same; ``elements`` bounds the patch matrix (positions x K) held at a time. ``ridge`` is relative to the
     mean eigenvalue of the patches' covariance and shrinks towards the original weight; ``sweeps`` counts refits behind
     a clamp, ``rounds`` the alternations of the first fit.
-    ``dense`` refits layers that stay dense as well: the same cost, and they absorb part of the error.
+    ``dense`` refits layers that stay dense as well: the same cost, and they absorb part of the error. With ``clean``
+    n, every n-th position is seen a second time as the original network has it: an error that is peculiar to the
+    calibration samples is then not made up for at any price.
     """
 
     samples: int = 120
@@ -57,6 +59,7 @@ class Correction:
     rounds: int = 6
     dense: bool = True
     skips: bool = True
+    clean: int | None = None
     seed: int = 0
 
     def rows(self, unknowns: int, groups: int) -> int:
@@ -202,11 +205,15 @@ class _Goal:
     """What the original network has at a site, at the sampled positions ``rows``: (g, n, O) each.
 
     ``plain`` are the layer's own outputs, ``joined`` those behind the addition; None where its branch is not known.
+    ``clean``: the original network's patches at some of the positions, whose outputs stand again behind those of all;
+    ``clean_skip``: what it adds there.
     """
 
     rows: Array
     plain: Array
     joined: Array | None
+    clean: Array | None = None
+    clean_skip: Array | None = None
 
     @classmethod
     def of(
@@ -223,9 +230,21 @@ class _Goal:
         limit = max(options.rows(unknowns, groups), 4 * stage.out_channels)
         rows = _rows(site, as_array(site, wanted.input).shape, limit, metric, rng)
         plain = outputs_at(as_array(site, y), groups, rows)
-        if not options.skips or wanted.skip is None or wanted.skip.shape != y.shape:
-            return cls(rows, plain, None)
-        return cls(rows, plain, plain + outputs_at(as_array(site, wanted.skip), groups, rows))
+        goal = cls(rows, plain, None)
+        if options.skips and wanted.skip is not None and wanted.skip.shape == y.shape:
+            goal = replace(goal, joined=plain + outputs_at(as_array(site, wanted.skip), groups, rows))
+        return goal if options.clean is None else goal._with_clean(wanted, rows[:: options.clean], options.clean)
+
+    def _with_clean(self, wanted: Stop, rows: Array, each: int) -> _Goal:
+        def again(values: Array) -> Array:
+            return np.concatenate([values, values[:, ::each]], axis=1)
+
+        site, geometry = wanted.site, wanted.site.stage.geometry
+        found = replace(self, plain=again(self.plain), clean=patches(as_array(site, wanted.input), geometry, rows))
+        if self.joined is None or wanted.skip is None:
+            return found
+        skip = outputs_at(as_array(site, wanted.skip), geometry.groups, rows)
+        return replace(found, joined=again(self.joined), clean_skip=skip)
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,9 +280,9 @@ def _fit(
     workers: Workers,
 ) -> Chain:
     site, stage = seen.site, seen.site.stage
-    columns = patches(as_array(site, seen.input), stage.geometry, goal.rows, workers)
+    columns = _behind(patches(as_array(site, seen.input), stage.geometry, goal.rows, workers), goal.clean)
     if goal.joined is not None and seen.skip is not None:
-        skip = outputs_at(as_array(site, seen.skip), stage.geometry.groups, goal.rows)
+        skip = _behind(outputs_at(as_array(site, seen.skip), stage.geometry.groups, goal.rows), goal.clean_skip)
         target = _Target(goal.joined, skip, epilogue)
     else:
         target = _Target(goal.plain, None, epilogue if epilogue.skip is None else Epilogue())
@@ -292,6 +311,10 @@ def _fit(
     if choice.format is None:
         return chain_of("dense", (), stages, bias.reshape(-1))
     return chain_of(choice.format.name, choice.rank, stages, bias.reshape(-1))
+
+
+def _behind(values: Array, more: Array | None) -> Array:
+    return values if more is None else np.concatenate([values, more], axis=1)
 
 
 def _predicted(columns: Array, weight: Array, bias: Array, workers: Workers) -> Array:

@@ -444,3 +444,42 @@ def test_threads_of_torch_are_those_of_before() -> None:
     count = torch.get_num_threads()
     correct_each(stepper, feeds, [choices(stepper, **COMPRESSED)] * 2, Correction(), threads=2)
     assert torch.get_num_threads() == count and torch.is_grad_enabled()
+
+
+TWO = """net (float[N,3,8,8] x) => (float[N,5,8,8] y) {
+    a = Conv <pads = [1,1,1,1]> (x, w0, b0)
+    y = Conv (a, w1, b1)
+}"""
+
+
+def test_clean_inputs_are_fitted_to_beside_those_that_arrive() -> None:
+    weights = {"w0": normal(8, 3, 3, 3, seed=1), "w1": normal(5, 8, 1, 1, seed=2), "b0": normal(8), "b1": normal(5)}
+    _, stepper = network(TWO, weights)
+    x = torch.from_numpy(normal(20, 3, 8, 8, seed=3))
+    every = Correction(ridge=1e-9, samples=10**6, clean=1)
+    chains, before, _ = correct(stepper, {"x": x.numpy()}, choices(stepper, a=("tucker2", (2, 3)), y=None), every)
+    first, second = sites(stepper)["a"], sites(stepper)["y"]
+
+    def pixels(values: torch.Tensor) -> Array:
+        return values.movedim(1, -1).reshape(-1, values.shape[1]).double().numpy()
+
+    inputs = np.concatenate(
+        [pixels(run_chain(first, chain, x)) for chain in (chains[first.name], Chain((first.stage,)))]
+    )
+    wanted = np.concatenate([pixels(before["y"])] * 2)
+    solution, *_ = np.linalg.lstsq(np.hstack([inputs, np.ones((len(inputs), 1))]), wanted, rcond=None)
+    (stage,) = chains[second.name].stages
+    assert stage.bias is not None
+    np.testing.assert_allclose(stage.weight.reshape(5, 8).T, solution[:-1], rtol=0, atol=2e-3)
+    np.testing.assert_allclose(stage.bias, solution[-1], rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("clean", [None, 3])
+def test_the_samples_of_one_plan_are_shared_by_threads_without_a_difference(clean: int | None) -> None:
+    _, stepper, feeds = residual(1)
+    options = Correction(samples=500, clean=clean)
+    plan = choices(stepper, **COMPRESSED)
+    (alone,), before = correct_each(stepper, feeds, [plan], options)
+    (shared,), before_too = correct_each(stepper, feeds, [plan], options, threads=3)
+    torch.testing.assert_close(before, before_too, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(alone.outputs, shared.outputs, rtol=1e-5, atol=1e-5)
