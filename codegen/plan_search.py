@@ -146,7 +146,8 @@ class PlanSearch:
         twin = self._mirrored(feeds)
         if self.config.plan is not None:
             attempt = self._replayed(self.config.plan)
-            attempt = carry_out(attempt, self.space, self.stepper, feeds, correction, self.run_events)
+            if twin is None or self._out_of_time():
+                return carry_out(attempt, self.space, self.stepper, feeds, correction, self.run_events)
         elif self.searching is not None and self.space.sites:
             attempt, self.trace = self._searched(self.searching, feeds, correction, twin)
         elif self.budgets or not self.space.sites:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -73,21 +73,41 @@ def carry_out_each(
     An attempt gets what it would get alone, on any number of cores.
     """
     names = [attempt_name(attempt.choices, correction is not None) for attempt in attempts]
-    done: dict[str, Attempt] = {}
-    for name, attempt in zip(names, attempts, strict=True):
-        known = load_chains(space.memory, name, space.sites, attempt.choices)
-        if known is not None:
-            chains, numbers = known
-            done[name] = replace(attempt, chains=chains, loss=numbers["loss"], relative_l2=numbers["relative_l2"])
+    done = {
+        name: known
+        for name, attempt in zip(names, attempts, strict=True)
+        if (known := _known(attempt, name, space)) is not None
+    }
     new = {name: a for name, a in zip(names, attempts, strict=True) if name not in done}
     made = _carry_out(list(new.values()), space, stepper, feeds, correction, events)
     if judge is not None and made:
         with events.stage("judge the plans"):
             made = [replace(attempt, loss=judge.loss(attempt.chains)) for attempt in made]
-    for name, attempt in zip(new, made, strict=True):
-        save_chains(space.memory, name, attempt.chains, {"loss": attempt.loss, "relative_l2": attempt.relative_l2})
-        done[name] = attempt
+    done |= {name: _kept(attempt, name, space) for name, attempt in zip(new, made, strict=True)}
     return [done[name] for name in names]
+
+
+def _known(attempt: Attempt, name: str, space: Space) -> Attempt | None:
+    """The attempt as an interrupted run, or an earlier turn, carried it out under ``name``."""
+    stored = load_chains(space.memory, name, space.sites, attempt.choices)
+    if stored is None:
+        return None
+    chains, numbers = stored
+    return replace(attempt, chains=chains, loss=numbers["loss"], relative_l2=numbers["relative_l2"])
+
+
+def _kept(attempt: Attempt, name: str, space: Space) -> Attempt:
+    save_chains(space.memory, name, attempt.chains, {"loss": attempt.loss, "relative_l2": attempt.relative_l2})
+    return attempt
+
+
+def _by_weights(attempt: Attempt, space: Space, but: Collection[str]) -> dict[str, Chain]:
+    """Chains by the weights alone, for all sites of the attempt ``but`` some."""
+    return {
+        site.name: plain_chain(site, attempt.choices[site.name])
+        for site in space.sites
+        if attempt.choices[site.name].format is not None and site.name not in but
+    }
 
 
 def _carry_out(
@@ -99,14 +119,7 @@ def _carry_out(
     events: Events,
 ) -> list[Attempt]:
     walked = set() if stepper is None else {s.name for s in stepper.sites.values()}
-    plain: list[dict[str, Chain]] = [
-        {
-            site.name: plain_chain(site, attempt.choices[site.name])
-            for site in space.sites
-            if attempt.choices[site.name].format is not None and (correction is None or site.name not in walked)
-        }
-        for attempt in attempts
-    ]
+    plain = [_by_weights(attempt, space, () if correction is None else walked) for attempt in attempts]
     if stepper is None or feeds is None or not attempts:
         return [replace(attempt, chains=chains) for attempt, chains in zip(attempts, plain, strict=True)]
     if correction is None:
@@ -130,28 +143,26 @@ def _carry_out(
 
 
 def fit_finally(attempt: Attempt, space: Space, mirrored: Mirrored, correction: Correction, events: Events) -> Attempt:
-    """The chosen plan's chains fitted anew on the samples and their mirror images, at twice the positions.
+    """The plan's chains fitted on the samples and their mirror images, at twice the positions of a search.
 
-    Every third of these is seen as the original network has it, too.
+    Every third of these is seen as the original network has it, too. The loss stays that by which it was chosen.
     """
     name = attempt_name(attempt.choices, True) + "-final"
-    known = load_chains(space.memory, name, space.sites, attempt.choices)
+    known = _known(attempt, name, space)
     if known is not None:
-        chains, numbers = known
-        return replace(attempt, chains=chains, relative_l2=numbers["relative_l2"])
+        return known
     stepper = mirrored.stepper
     walked = {site.name for site in stepper.sites.values()}
     choices = {name: choice for name, choice in attempt.choices.items() if name in walked}
+    options = replace(correction, samples=2 * correction.samples, clean=3)
     with events.stage("fit the chosen plan", len(stepper.sites)) as progress:
-        options = replace(correction, samples=2 * correction.samples, clean=3)
         (found,), before = correct_each(
             stepper, mirrored.both, [choices], options, space.metrics,
             lambda site: progress.advance(1, site.name), cores(),
         )  # fmt: skip
     after, reference = ({k: v[: mirrored.count] for k, v in o.items()} for o in (found.outputs, before))
-    fitted = replace(attempt, chains=attempt.chains | found.chains, relative_l2=relative_error(after, reference))
-    save_chains(space.memory, name, fitted.chains, {"relative_l2": fitted.relative_l2})
-    return fitted
+    chains = _by_weights(attempt, space, walked) | found.chains
+    return _kept(replace(attempt, chains=chains, relative_l2=relative_error(after, reference)), name, space)
 
 
 def affordable(

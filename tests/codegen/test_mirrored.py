@@ -207,7 +207,7 @@ def test_mirrored_samples_judge_and_the_chosen_plan_is_fitted_to_both(tmp_path: 
     assert same(alone, best), "judged plans are fitted to half as many positions"
 
     final = fit_finally(best, space, twin, CORRECTION, QuietEvents())
-    twice = replace(CORRECTION, samples=2 * CORRECTION.samples)
+    twice = replace(CORRECTION, samples=2 * CORRECTION.samples, clean=3)
     wanted, before, after = correct(twin.stepper, twin.both, best.choices, twice, space.metrics)
     assert {name: chain.rank for name, chain in final.chains.items()} == {n: c.rank for n, c in best.choices.items()}
     for name, chain in wanted.items():
