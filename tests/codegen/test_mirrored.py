@@ -246,3 +246,10 @@ def test_lower_uses_them_for_budgets_where_the_network_allows(
     assert ("mirror the samples" in events.timings) is budget
     notes = [turn["note"] for turn in report["solver"]["iterations"] if turn.get("note")]
     assert any("mirrored" in note for note in notes) is used
+    if used:
+        again = RecordingEvents(QuietEvents())
+        plan = {"plan": tmp_path / "out" / "plan.json", "output": tmp_path / "again"}
+        driver.lower(LowerConfig.from_values({k: v for k, v in values.items() if k != "budgets"} | plan), again)
+        assert "fit the chosen plan" in again.timings and "correct in sequence" not in again.timings
+        one, other = ((tmp_path / name / "model.onnx").read_bytes() for name in ("out", "again"))
+        assert one == other, "the same factors, fitted once"
