@@ -148,7 +148,8 @@ class PlanSearch:
             attempt = self._replayed(self.config.plan)
             if twin is None or self._out_of_time():
                 return carry_out(attempt, self.space, self.stepper, feeds, correction, self.run_events)
-        elif self.searching is not None and self.space.sites:
+            return fit_finally(attempt, self.space, twin, self.correction, self.run_events)
+        if self.searching is not None and self.space.sites:
             attempt, self.trace = self._searched(self.searching, feeds, correction, twin)
         elif self.budgets or not self.space.sites:
             attempt, self.trace = best_within_budgets(

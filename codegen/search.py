@@ -145,9 +145,9 @@ def _carry_out(
 def fit_finally(attempt: Attempt, space: Space, mirrored: Mirrored, correction: Correction, events: Events) -> Attempt:
     """The plan's chains fitted on the samples and their mirror images, at twice the positions of a search.
 
-    Every third of these is seen as the original network has it, too. The loss stays that by which it was chosen.
+    Every third of these is seen as the original network has it, too. The loss stays that by which it was chosen, if so.
     """
-    name = attempt_name(attempt.choices, True) + "-final"
+    name = attempt_name(attempt.choices, True) + "-fitted"
     known = _known(attempt, name, space)
     if known is not None:
         return known

@@ -33,7 +33,7 @@ from passes.onnx_graph import OnnxGraph
 from passes.onnx_stepper import Feeds, Stepper
 from passes.ranks.candidates import Candidate, candidates, chain_works, dense_work
 from passes.ranks.problem import Option, RankProblem, SiteOptions, undominated
-from passes.sensitivity import ScoredSite, moments_by_site, output_metric, reactions, score
+from passes.sensitivity import ScoredSite, is_classifier, moments_by_site, output_metric, reactions, score
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +89,7 @@ class Space:
     """What the solver chooses from, on one network and one target.
 
     ``scored`` and ``baseline`` hold prices: where the target's list has moved, :meth:`reprice` brings them up to date.
-    ``outputs``: the original network's on the calibration samples, where they have been computed.
+    ``outputs``: a classifier's on the calibration samples, as it came, where they have been computed.
     """
 
     sites: tuple[Site, ...]
@@ -326,9 +326,10 @@ def _measure(
     moments: dict[str, Moments] = {}
     if stepper is not None and feeds is not None:
         with events.stage("collect statistics", len(stepper.sites)) as progress:
-            moments, space.outputs = moments_by_site(
+            moments, outputs = moments_by_site(
                 stepper, feeds, effort.elements, correction.seed, lambda site: progress.advance(1, site.name), cores()
             )
+        space.outputs = outputs if is_classifier(outputs) else None
     scored = {}
     # without moments a layer may be as large as the memory: then one at a time
     pool = ThreadPoolExecutor(cores() if moments else 1)

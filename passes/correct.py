@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
+from math import gcd
 
 import numpy as np
 import torch
@@ -48,8 +49,8 @@ class Correction:
     mean eigenvalue of the patches' covariance and shrinks towards the original weight; ``sweeps`` counts refits behind
     a clamp, ``rounds`` the alternations of the first fit.
     ``dense`` refits layers that stay dense as well: the same cost, and they absorb part of the error. With ``clean``
-    n, every n-th position is seen a second time as the original network has it: an error that is peculiar to the
-    calibration samples is then not made up for at any price.
+    n, about every n-th position is seen a second time as the original network has it, beyond ``elements``: an error
+    that is peculiar to the calibration samples is then not made up for at any price.
     """
 
     samples: int = 120
@@ -233,9 +234,14 @@ class _Goal:
         goal = cls(rows, plain, None)
         if options.skips and wanted.skip is not None and wanted.skip.shape == y.shape:
             goal = replace(goal, joined=plain + outputs_at(as_array(site, wanted.skip), groups, rows))
-        return goal if options.clean is None else goal._with_clean(wanted, rows[:: options.clean], options.clean)
+        if options.clean is None:
+            return goal
+        grid = y.shape[2:] if stage.geometry.ndim else y.movedim(site.channel_axis, -1).shape[1:-1]
+        return goal._with_clean(wanted, coprime(options.clean, grid))
 
-    def _with_clean(self, wanted: Stop, rows: Array, each: int) -> _Goal:
+    def _with_clean(self, wanted: Stop, each: int) -> _Goal:
+        rows = self.rows[::each]
+
         def again(values: Array) -> Array:
             return np.concatenate([values, values[:, ::each]], axis=1)
 
@@ -311,6 +317,11 @@ def _fit(
     if choice.format is None:
         return chain_of("dense", (), stages, bias.reshape(-1))
     return chain_of(choice.format.name, choice.rank, stages, bias.reshape(-1))
+
+
+def coprime(least: int, sides: Sequence[int]) -> int:
+    """The first number from ``least`` on that has no divisor with a side of a grid: steps that meet all its columns."""
+    return next(n for n in count(max(least, 1)) if all(gcd(n, side) == 1 for side in sides))
 
 
 def _behind(values: Array, more: Array | None) -> Array:

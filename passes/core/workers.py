@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -22,6 +23,7 @@ class Workers:
     def __init__(self, threads: int = 1, begin: Callable[[], None] | None = None) -> None:
         # the pool is waited for by the main thread alone, so that an interrupt arrives at the end of an item
         self._pool = None if threads < 2 else ThreadPoolExecutor(threads, initializer=begin)
+        self._window = 2 * threads
 
     def __enter__(self) -> Workers:
         return self
@@ -31,8 +33,17 @@ class Workers:
             self._pool.shutdown(cancel_futures=True)
 
     def each(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """Results one by one. In a single thread each is made when it is asked for."""
-        return map(work, items) if self._pool is None else self._pool.map(work, items)
+        """Results one by one, made not much before they are asked for: they may be large."""
+        if self._pool is None:
+            yield from map(work, items)
+            return
+        coming: deque[Future[R]] = deque()
+        for item in items:
+            coming.append(self._pool.submit(work, item))
+            if len(coming) == self._window:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
 
     def blocks(self, work: Callable[[slice], R], count: int, block: int = BLOCK) -> Iterator[R]:
         """:meth:`each` over slices of ``block`` out of ``count`` samples."""

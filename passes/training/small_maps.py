@@ -42,12 +42,12 @@ def pays(
 
     The arguments are those of ``torch.nn.functional.conv2d``.
     """
-    if x.ndim != 4 or x.shape[2] * x.shape[3] > POSITIONS or weight.numel() < WEIGHTS or x.device.type != "cpu":
+    if x.ndim != 4 or not 0 < x.shape[2] * x.shape[3] <= POSITIONS or not len(x) or x.device.type != "cpu":
+        return False
+    if weight.numel() < WEIGHTS or torch.float64 in (x.dtype, weight.dtype):  # doubles stay doubles in autocast
         return False
     number = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    same = isinstance(padding, tuple | list) and all(
-        k == 2 * p + 1 for k, p in zip(weight.shape[2:], padding, strict=True)
-    )
+    same = isinstance(padding, tuple | list) and [2 * p + 1 for p in padding] == list(weight.shape[2:])
     ones = all(n in (1, (1, 1), [1, 1]) for n in (stride, dilation, groups))
     return number == torch.bfloat16 and same and ones
 

@@ -15,7 +15,7 @@ from passes.core.formats import FORMATS
 from passes.core.metric import OutputMetric
 from passes.core.reference import relative_l2
 from passes.core.site import Chain, Site
-from passes.correct import Choice, Correction, correct, correct_each
+from passes.correct import Choice, Correction, coprime, correct, correct_each
 from passes.factorize import Factorize
 from passes.onnx_graph import OnnxGraph
 from passes.onnx_stepper import Epilogue, Stepper, Stop
@@ -481,5 +481,11 @@ def test_the_samples_of_one_plan_are_shared_by_threads_without_a_difference(clea
     plan = choices(stepper, **COMPRESSED)
     (alone,), before = correct_each(stepper, feeds, [plan], options)
     (shared,), before_too = correct_each(stepper, feeds, [plan], options, threads=3)
-    torch.testing.assert_close(before, before_too, rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(alone.outputs, shared.outputs, rtol=1e-5, atol=1e-5)
+    assert torch.equal(before["y"], before_too["y"]) and torch.equal(alone.outputs["y"], shared.outputs["y"])
+
+
+@pytest.mark.parametrize(("sides", "step"), [((), 3), ((32, 32), 3), ((3, 8), 5), ((12, 5), 7), ((1, 1), 3), ((6,), 5)])
+def test_steps_over_a_grid_meet_all_of_its_columns(sides: tuple[int, ...], step: int) -> None:
+    assert coprime(3, sides) == step
+    for side in sides:
+        assert len({k % side for k in range(0, step * side, step)}) == side

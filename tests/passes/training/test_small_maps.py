@@ -49,6 +49,11 @@ def test_which_convolutions_are_meant() -> None:
     assert not but(stride=(2, 2))
     assert not but(padding=(0, 0))
     assert not but(padding="same")
+    assert not but(padding=(1,))
+    assert not but(x=x[:0])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert but(x=x.float(), weight=weight.float())
+        assert not but(x=x.double(), weight=weight.double())
     assert not but(dilation=(2, 2), padding=(1, 1))
     assert not but(groups=2)
 
