@@ -131,5 +131,7 @@ def test_the_binary_is_tuned_timed_and_what_ships(tmp_path: Path) -> None:
         np.testing.assert_allclose(have, want, rtol=1e-4, atol=1e-4 * float(np.abs(want).max()))
 
     again = driver.lower(config(tmp_path, **options, force=True), QuietEvents()).report
-    assert again["measurement"]["trials"] == 0
+    # Its plan keeps to what the input takes by the clock now, so on a busy machine it may be another one, with kernels
+    # of its own; those of the input, at least, are known.
     assert again["measurement"]["from_database"] > 0
+    assert again["measurement"]["trials"] < measured["trials"]
