@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from accel_sim.program.container import encode, write_program
 from accel_sim.program.listing import write_listing
 from accel_sim.spec import MachineSpec
-from codegen.asic_binary.build import build
-from codegen.asic_binary.check import run_library
+from codegen.asic_binary.build import build, compiler
+from codegen.asic_binary.check import run_library, simulator
 from codegen.asic_binary.segments import Cut, cut
 from codegen.asic_compile.compile import compile_graph
 from codegen.asic_latency import AsicLatency
 from codegen.asic_program import AsicProgram, baseline_cycles, compare, make_program, program_report
+from codegen.child_process import Child
 from codegen.emission import LIBRARY, Emission, EmissionRequest, emit_host_library
 from codegen.events import Events, RecordingEvents
 from codegen.quantized.graph import QuantizedGraph
@@ -60,10 +61,14 @@ class AsicEmitter:
         """
         if request.draft:
             return self._for_the_machine(request)
-        with ThreadPoolExecutor(1) as beside:  # it waits for another process most of the time
+        with (
+            compiler() as compiling,
+            simulator() as running,
+            ThreadPoolExecutor(1) as beside,  # it waits for another process most of the time
+        ):
             apart = RecordingEvents()
             waiting = beside.submit(emit_host_library, replace(request, events=apart), HOST_LIBRARY)
-            emission = self._for_the_machine(request)
+            emission = self._for_the_machine(request, compiling, running)
             with request.events.stage("compile for the host"):
                 host = waiting.result()
         for text in apart.warnings:
@@ -77,8 +82,10 @@ class AsicEmitter:
         artifacts = emission.artifacts | {"host_binary": host.artifacts["binary"]}
         return replace(emission, artifacts=artifacts, check=emission.check or host.check)
 
-    def _for_the_machine(self, request: EmissionRequest) -> Emission:
-        """All but the library for the host alone."""
+    def _for_the_machine(
+        self, request: EmissionRequest, compiling: Child | None = None, running: Child | None = None
+    ) -> Emission:
+        """All but the library for the host alone; ``compiling`` and ``running`` are processes to build and run with."""
         artifacts: dict[str, str | None] = {"binary": None, "program": None}
         try:
             program = self._program(request)
@@ -103,7 +110,7 @@ class AsicEmitter:
         samples = _bound(program.graph, request.samples)[:_CHECKED_SAMPLES]
         with request.events.stage("check the program"):
             agreement, outputs = compare(program, samples)
-        check = self._library(request, program, samples, outputs)
+        check = self._library(request, program, samples, outputs, compiling, running)
         if check is not None:
             artifacts["binary"] = LIBRARY
         report = program_report(program, request.baseline, agreement, _accuracy(request, program))
@@ -136,6 +143,8 @@ class AsicEmitter:
         program: AsicProgram,
         samples: Sequence[Mapping[str, NDArray[Any]]],
         outputs: Sequence[Mapping[str, NDArray[Any]]],
+        compiling: Child | None,
+        running: Child | None,
     ) -> BinaryCheck | None:
         """Builds model.so and holds it to the engine's own outputs and cycles; None, and a warning, without one."""
         events = request.events
@@ -144,14 +153,14 @@ class AsicEmitter:
             programs = [program.compiled.program] if _is_whole(parts) else [
                 compile_graph(segment.graph, self.spec, self.prices).program for segment in parts.segments
             ]  # fmt: skip
-            binary = build(parts, [encode(p) for p in programs], request.folder / LIBRARY)
+            binary = build(parts, [encode(p) for p in programs], request.folder / LIBRARY, child=compiling)
         if isinstance(binary, NoBinary):
             events.warning(f"no {LIBRARY}: {binary.reason}")
             return None
         wanted = [[found[name] for name in program.graph.output_names] for found in outputs]
         with events.stage("check the library"):
             try:
-                made, cycles = run_library(binary, self.machine, self.options, samples)
+                made, cycles = run_library(binary, self.machine, self.options, samples, child=running)
                 found = difference(made, wanted)
                 if not found.within(1e-6, 1e-6):
                     raise VerificationError(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codegen.child_process import Failure, call
+from codegen.child_process import Child, Failure
 from codegen.tvm_build import Binary
 from passes.errors import VerificationError
 
@@ -78,21 +78,26 @@ def run_binary(
 
     VerificationError where it cannot be loaded, crashes, or refuses the inputs.
     """
-    return run_in_child("codegen.tvm_check_child", binary, feeds, {}, timeout_s)[0]
+    return run_in_child(runner("codegen.tvm_check_child"), binary, feeds, {}, timeout_s)[0]
+
+
+def runner(module: str) -> Child:
+    """A process of ``module`` for one :func:`run_in_child`."""
+    return Child(module, {"TVM_USE_RUNTIME_LIB": "1", "TVM_FFI_DISABLE_TORCH_C_DLPACK": "1"})
 
 
 def run_in_child(
-    module: str,
+    child: Child,
     binary: Binary,
     feeds: Sequence[Mapping[str, Array]],
     further: Mapping[str, Any],
     timeout_s: float | None,
 ) -> tuple[list[list[Array]], dict[str, Any]]:
-    """Outputs of the library for each set of inputs, run by ``module`` in a fresh process, and that process's answer.
+    """Outputs of the library for each set of inputs, run by a :func:`runner`, and that process's answer.
 
     ``further`` is added to the request. VerificationError where the process fails.
     """
-    with tempfile.TemporaryDirectory(prefix="rankc-") as folder:
+    with child, tempfile.TemporaryDirectory(prefix="rankc-") as folder:
         given, made = Path(folder) / "inputs.npz", Path(folder) / "outputs.npz"
         arrays = {
             f"{run}/{i}": np.asarray(feed[name])
@@ -108,8 +113,7 @@ def run_in_child(
             "inputs": len(binary.inputs),
             **further,
         }
-        environment = {"TVM_USE_RUNTIME_LIB": "1", "TVM_FFI_DISABLE_TORCH_C_DLPACK": "1"}
-        answer = call(module, request, environment=environment, timeout_s=timeout_s)
+        answer = child.call(request, timeout_s=timeout_s)
         if isinstance(answer, Failure):
             raise VerificationError(f"{binary.library.name}, run in a fresh process, {answer.reason}")
         with np.load(made, allow_pickle=False) as archive:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from codegen.tune.device import Device
+from codegen.tvm_kernels.imports import load_tvm
 from codegen.tvm_network_onnx import Refused
 
 
@@ -34,6 +35,7 @@ def linker(device: Device) -> Callable[..., None]:
 
 def _command(triple: str) -> list[str]:
     if not triple:
+        load_tvm()  # the first import of TVM must not load torch with it
         from tvm.support import cc
 
         found = cc.get_cc()

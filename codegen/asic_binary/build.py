@@ -11,16 +11,23 @@ import onnx
 
 from codegen.asic_binary.host_graph import host_graph
 from codegen.asic_binary.segments import Cut
-from codegen.child_process import Failure, call
+from codegen.child_process import Child, Failure
 from codegen.cpu_device import generic_device
 from codegen.tvm_build import Binary, NoBinary
 
 
-def build(cut: Cut, programs: Sequence[bytes], library: Path, *, timeout_s: float | None = None) -> Binary | NoBinary:
+def compiler() -> Child:
+    """A process for one :func:`build`: it imports TVM while what is to be built is still in the making."""
+    return Child("codegen.asic_binary.build_child")
+
+
+def build(
+    cut: Cut, programs: Sequence[bytes], library: Path, *, child: Child | None = None, timeout_s: float | None = None
+) -> Binary | NoBinary:
     """Compiles the network around its segments with TVM; ``programs``: the container of each segment's program.
 
     The library takes and gives what the network does, for the shapes it was compiled for. It runs wherever TVM's
-    runtime and a driver are (see rankc_driver.h).
+    runtime and a driver are (see rankc_driver.h). ``child``: a :func:`compiler` that was started before.
     """
     if len(programs) != len(cut.segments):
         raise ValueError(f"{len(programs)} programs for {len(cut.segments)} segments")
@@ -49,7 +56,8 @@ def build(cut: Cut, programs: Sequence[bytes], library: Path, *, timeout_s: floa
             "segments": segments,
             "device": asdict(generic_device()),
         }
-        answer = call("codegen.asic_binary.build_child", request, timeout_s=timeout_s)
+        with child or compiler() as compiling:
+            answer = compiling.call(request, timeout_s=timeout_s)
     if isinstance(answer, Failure):
         return NoBinary(f"TVM's compiler {answer.reason}", answer.log)
     if "reason" in answer:

@@ -46,6 +46,11 @@ def _symbol(segment: int) -> str:
     return f"rankc_segment_{segment}"
 
 
+def _prepare() -> None:
+    load_tvm()
+    from tvm.relax.frontend.onnx import onnx_frontend  # noqa: F401
+
+
 def _build(request: Mapping[str, Any]) -> dict[str, Any]:
     import onnx
 
@@ -83,4 +88,4 @@ def _build(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    reply(_build, Refused)
+    reply(_build, Refused, _prepare)

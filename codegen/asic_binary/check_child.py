@@ -12,8 +12,14 @@ import numpy as np
 from codegen.child_process import reply
 
 
-def _check(request: Mapping[str, Any]) -> dict[str, Any]:
+def _prepare() -> None:
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]  # tvm_ffi would load it for interchange
+    import tvm.runtime.vm  # noqa: F401
+
+    import codegen.asic_binary.simulator  # noqa: F401
+
+
+def _check(request: Mapping[str, Any]) -> dict[str, Any]:
     import tvm
     from tvm.runtime.vm import VirtualMachine
 
@@ -40,4 +46,4 @@ def _check(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    reply(_check)
+    reply(_check, prepare=_prepare)

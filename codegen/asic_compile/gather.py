@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from accel_sim.jit import compiled
 from accel_sim.program.isa import Loops
-from codegen.asic_compile.transfers import Transfer
+from codegen.asic_compile.transfers import MOST_LOOPS, Transfer
 
 Array = NDArray[np.int64]
 
@@ -18,51 +19,89 @@ def gather(sources: Array, target: int) -> list[Transfer]:
     or in that of the targets, where it takes no more pieces. Runs of bytes first; then equal runs at equal distances
     become loops, up to three deep.
     """
+    sources = np.ascontiguousarray(sources, np.int64)
     ordered = np.argsort(sources, kind="stable")
-    if np.count_nonzero(np.diff(sources) != 1) <= np.count_nonzero(np.diff(sources[ordered]) != 1):
+    if _breaks(sources) <= _breaks(sources[ordered]):
         ordered = np.arange(len(sources))
-    from_, to = sources[ordered], ordered + target
-    breaks = np.flatnonzero((np.diff(from_) != 1) | (np.diff(to) != 1)) + 1
-    starts = np.concatenate(([0], breaks))
-    runs = np.diff(np.concatenate((starts, [len(sources)])))
-    from_, to, shape = from_[starts], to[starts], runs
-    shapes: dict[int, tuple[int, tuple[tuple[int, int, int], ...]]] = {
-        int(run): (int(run), ()) for run in set(runs.tolist())
-    }
-    for _ in range(3):
-        from_, to, shape, shapes = _looped(from_, to, shape, shapes)
-    found = []
-    for source, place, kind in zip(from_.tolist(), to.tolist(), shape.tolist(), strict=True):
-        run, dims = shapes[kind]
-        counts, far, near = zip(*((1, 0, 0),) * (3 - len(dims)), *dims, strict=True)
-        found.append(Transfer(source, place, Loops(run, counts, far, near)))
+    addresses = np.stack((sources[ordered], ordered + target), axis=1)
+    runs = np.empty(len(addresses), np.int64)
+    loops = np.empty((len(addresses), 3, MOST_LOOPS), np.int64)
+    pieces = _joined(addresses, runs)
+    loops[:pieces] = _NO_LOOPS
+    for _ in range(MOST_LOOPS):
+        pieces = _looped(addresses, runs, loops, pieces)
+    found = zip(addresses[:pieces].tolist(), runs[:pieces].tolist(), loops[:pieces].tolist(), strict=True)
+    return [Transfer(source, place, Loops(run, *map(tuple, kinds))) for (source, place), run, kinds in found]
+
+
+_NO_LOOPS = np.array([[1] * MOST_LOOPS, [0] * MOST_LOOPS, [0] * MOST_LOOPS])
+
+
+@compiled
+def _breaks(addresses: Array) -> int:
+    """How often a byte does not follow on the one before."""
+    found = 0
+    for i in range(1, addresses.size):
+        found += addresses[i] != addresses[i - 1] + 1
     return found
 
 
-Shapes = dict[int, tuple[int, tuple[tuple[int, int, int], ...]]]
-"""By number: a run, and the loops over it as (count, source stride, target stride), outermost first."""
+@compiled
+def _joined(addresses: Array, runs: Array) -> int:
+    """Bytes that follow on each other on both sides become one piece; gives the number of pieces.
+
+    ``addresses``: (source, target) of each byte, then of each piece; ``runs``: receives the pieces' bytes.
+    """
+    pieces = 0
+    run = 0
+    for i in range(len(addresses)):
+        source, target = addresses[i]
+        if run and source == addresses[pieces - 1, 0] + run and target == addresses[pieces - 1, 1] + run:
+            run += 1
+        else:
+            run = 1
+            addresses[pieces, 0], addresses[pieces, 1] = source, target
+            pieces += 1
+        runs[pieces - 1] = run
+    return pieces
 
 
-def _looped(from_: Array, to: Array, shape: Array, shapes: Shapes) -> tuple[Array, Array, Array, Shapes]:
-    """Neighbours of one shape that differ by a constant step become one loop around the first."""
-    count = len(from_)
-    far, near = np.diff(from_), np.diff(to)
-    alike = (np.diff(shape) == 0) & (far >= 0) & (near >= 0)
-    goes_on = np.zeros(count, np.bool_)  # step i is as step i - 1
-    goes_on[1 : count - 1] = alike[1:] & alike[:-1] & (np.diff(far) == 0) & (np.diff(near) == 0)
-    ends = np.flatnonzero(~goes_on)
-    numbers: dict[tuple[int, tuple[tuple[int, int, int], ...]], int] = {}
-    firsts: list[int] = []
-    kinds: list[int] = []
+@compiled
+def _equal(loops: Array, one: int, other: int) -> bool:
+    for kind in range(loops.shape[1]):
+        for depth in range(loops.shape[2]):
+            if loops[one, kind, depth] != loops[other, kind, depth]:
+                return False
+    return True
+
+
+@compiled
+def _looped(addresses: Array, runs: Array, loops: Array, pieces: int) -> int:
+    """Neighbours that differ by a constant step forwards alone become one loop, outside of those they have.
+
+    The first ``pieces`` of ``addresses`` (source, target), ``runs`` and ``loops`` ([count, source stride, target
+    stride] by depth, outermost first, counts of 1 before the loops that there are) become fewer; gives their number.
+    """
+    found = 0
     at = 0
-    while at < count:
-        run, dims = shapes[int(shape[at])]
+    while at < pieces:
         last = at
-        if at < count - 1 and alike[at]:
-            last = int(ends[np.searchsorted(ends, at + 1)])
-            dims = ((last - at + 1, int(far[at]), int(near[at])), *dims)
-        firsts.append(at)
-        kinds.append(numbers.setdefault((run, dims), len(numbers)))
+        far = near = 0
+        while last + 1 < pieces and runs[last + 1] == runs[at] and _equal(loops, last + 1, at):
+            step_far = addresses[last + 1, 0] - addresses[last, 0]
+            step_near = addresses[last + 1, 1] - addresses[last, 1]
+            if last == at:
+                far, near = step_far, step_near
+            if far < 0 or near < 0 or step_far != far or step_near != near:
+                break
+            last += 1
+        if found < at:
+            addresses[found], runs[found], loops[found] = addresses[at], runs[at], loops[at]
+        if last > at:
+            depth = loops.shape[2] - 1
+            while loops[found, 0, depth] > 1:
+                depth -= 1
+            loops[found, 0, depth], loops[found, 1, depth], loops[found, 2, depth] = last - at + 1, far, near
+        found += 1
         at = last + 1
-    chosen = np.array(firsts, np.int64)
-    return from_[chosen], to[chosen], np.array(kinds, np.int64), {number: kind for kind, number in numbers.items()}
+    return found

@@ -116,7 +116,7 @@ def _without_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
         return Emission({"binary": library})
 
     monkeypatch.setattr(codegen.asic_emission, "emit_host_library", host)
-    monkeypatch.setattr(codegen.asic_emission, "build", lambda *_: NoBinary("no compiler"))
+    monkeypatch.setattr(codegen.asic_emission, "build", lambda *_, **__: NoBinary("no compiler"))
 
 
 @pytest.mark.parametrize("target", ["eyeriss_12x14", "asic:data_bits=16"])
@@ -170,11 +170,11 @@ def test_a_library_that_computes_something_else_is_not_left_behind(
 ) -> None:
     _without_libraries(monkeypatch)
 
-    def build(parts: Any, programs: Any, library: Path) -> Any:
+    def build(parts: Any, programs: Any, library: Path, **_: Any) -> Any:
         library.write_bytes(b"")
         return _Binary(library)
 
-    def run_library(binary: Any, machine: str, options: Mapping[str, str], feeds: Any) -> Any:
+    def run_library(binary: Any, machine: str, options: Mapping[str, str], feeds: Any, **_: Any) -> Any:
         return [[np.zeros((1, 10), np.float32)] for _ in feeds], [1 for _ in feeds]
 
     monkeypatch.setattr(codegen.asic_emission, "build", build)
