@@ -1,7 +1,7 @@
 """The pipeline, top to bottom.
 
 read -> canonicalize -> sites -> candidates -> price and error -> solve -> factorize -> verify
-     -> price the whole network -> (tighten, solve again) -> emit -> (tighten, solve again) -> recover -> emit -> report
+     -> price the whole network -> (tighten, solve again) -> emit -> (adjust, solve again) -> recover -> emit -> report
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ __all__ = ["CANONICAL", "inspect", "lower"]
 
 
 _CORRECTIONS = 2
-"""How often a plan is searched anew because the emitted program takes more than the price list said."""
+"""How often a plan is searched anew because the emitted files take more, or less, than the price list said."""
 
 
 Finish = Callable[[Path, dict[str, Any]], dict[str, Any]]
@@ -113,10 +113,17 @@ def _lower(config: LowerConfig, target: Target, run: RecordingEvents, finish: Fi
         search.training = None if recovery is None else recovery.kept()
         draft = recovery is not None
         made = _carry_through(search, original, evaluation, one, instruments, workspace, draft)
+        best = made
         for _ in range(_CORRECTIONS):
-            if made.harm or made.found.plan.status == "infeasible" or not search.tighten(made.emission, made.priced):
+            kept = search.keeps(made.emission, made.priced)
+            out_of_reach = made.found.plan.status == "infeasible" and not kept
+            if made.harm or out_of_reach or not search.adjust(made.emission, made.priced):
                 break
             made = _carry_through(search, original, evaluation, one, instruments, workspace, draft)
+            best = _better(search, best, made)
+        if best is not made:
+            run.note("the search that followed found nothing better: the plan before it stands")
+            made = _emitted(search, original, evaluation, workspace, best, draft)
         if made.emission.cost is None:
             search.by_price_alone()
         made = _unharmful(search, original, evaluation, workspace, made)
@@ -220,7 +227,7 @@ def _emitted(
     )  # fmt: skip
     check = replace(check, binary=emission.check)
     after = as_emitted(priced, emission.cost)
-    search.rebase(emission.baseline)
+    search.rebase(emission, priced)
     return replace(made, priced=priced, after=after, check=check, emission=emission, paths=paths)
 
 
@@ -262,6 +269,14 @@ def _recovered(search: PlanSearch, recovery: Recovery, made: _Made, workspace: W
         )
         return replace(made, recovery=replace(report, best_epoch=0, after=report.before))
     return replace(made, found=replace(found, relative_l2=distance), network=network, recovery=report)
+
+
+def _better(search: PlanSearch, one: _Made, other: _Made) -> _Made:
+    """The one that keeps the budgets; of two that do, the one that loses less; else the ``other``, the later one."""
+    if one.found.choices == other.found.choices or one.harm or not search.keeps(one.emission, one.priced):
+        return other
+    later = not other.harm and search.keeps(other.emission, other.priced)
+    return other if later and not other.found.loss >= one.found.loss else one
 
 
 _UNVERIFIED = Verification(False, None, None, 0)

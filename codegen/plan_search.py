@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from passes.training.data import TrainingSet
 
 
+_LOOSE = 0.05
+"""A budget that is undercut by less of it is not worth another search."""
+
+
 def formats_named(names: Sequence[str], events: Events) -> dict[str, Any]:
     """Formats by name; all there are without names, and then a note for each that cannot be loaded."""
     if not names:
@@ -91,9 +95,12 @@ class PlanSearch:
         self.before = as_emitted(before, emitted)
         self.started = time.perf_counter()
         self.budgets = self._limits()
-        # What the price list does not see of the network as it came, it will not see of the rewritten one.
+        # What the price list does not see of the network as it came, it will hardly see of the rewritten one.
         self.unseen = {m: self.before.metric(m) - before.metric(m) for m in ("latency", "energy")}
         self.goals = {metric: self._goal(metric, self.unseen.get(metric, 0.0)) for metric in self.budgets}
+        self.held: dict[str, float] = {}
+        self.missed: dict[str, float] = {}
+        """The largest goals that led to files within a budget, and the least ones that did not."""
         self.refinement = Refinement(TUNING_EFFORTS[config.effort], self._out_of_time, run)
         self.trace: list[dict[str, Any]] = []
         self.space: Space | None = None
@@ -247,11 +254,17 @@ class PlanSearch:
             limit *= 1 - self.target.latency.margin / 2
         return limit - unseen
 
-    def rebase(self, measured: Cost | None) -> None:
-        """Takes the network as it came for what was measured beside the rewritten one: that is the fairer number."""
-        if measured is not None:
-            self.before = as_emitted(self.priced_before, measured)
+    def rebase(self, emission: Emission, priced: Cost) -> None:
+        """Takes the network as it came for what was measured beside the emitted one: that is the fairer number.
+
+        And where the emitted one, of a price ``priced``, shows that less goes unseen than was thought, that counts.
+        """
+        if emission.baseline is not None:
+            self.before = as_emitted(self.priced_before, emission.baseline)
             self.budgets = self._limits()
+        after = as_emitted(priced, emission.cost)
+        for metric, unseen in self.unseen.items():
+            self.unseen[metric] = min(unseen, after.metric(metric) - priced.metric(metric))
 
     def reprice(self) -> None:
         """After trials beyond those of the search: the report tells what the list says now."""
@@ -264,18 +277,43 @@ class PlanSearch:
         self.budgets = self._limits()
         self.unseen = dict.fromkeys(self.unseen, 0.0)
 
-    def tighten(self, emission: Emission, priced: Cost) -> bool:
-        """Lowers the goals by what the emitted files take beyond their price; False where they keep all budgets."""
-        over = False
+    def keeps(self, emission: Emission, priced: Cost) -> bool:
+        """Whether the emitted files keep all budgets; True where they do not tell what they cost."""
         after = as_emitted(priced, emission.cost)
+        return emission.cost is None or all(after.metric(m) <= v * (1 + 1e-9) for m, v in self.budgets.items())
+
+    def adjust(self, emission: Emission, priced: Cost) -> bool:
+        """Sets the goals by what the emitted files take beyond their price; False where no other search is due.
+
+        One is due where a budget is missed, and where one is undercut because the rewritten network has less that its
+        price does not show than the input has: then the plan gave up more than it had to.
+        """
+        if emission.cost is None or self.config.plan is not None:
+            return False
+        after = as_emitted(priced, emission.cost)
+        over, loose = {}, {}
         for metric, limit in self.budgets.items():
-            value = after.metric(metric)
-            if emission.cost is not None and self.config.plan is None and value > limit * (1 + 1e-9):
-                goal = self._goal(metric, value - priced.metric(metric))
-                self.goals[metric] = min(goal, self.goals[metric] - (value - limit))
+            value, goal = after.metric(metric), self.goals[metric]
+            right = self._goal(metric, value - priced.metric(metric))
+            if value > limit * (1 + 1e-9):
+                least = self.missed[metric] = min(goal, self.missed.get(metric, math.inf))
+                right = min(right, goal - (value - limit))
+                held = self.held.get(metric, -math.inf)
+                over[metric] = right if right > held else (held + least) / 2
                 self.run_events.note(f"the emitted files' {metric} is {value / limit - 1:.2%} over: searching again")
-                over = True
-        return over
+                continue
+            most = self.held[metric] = max(goal, self.held.get(metric, goal))
+            if metric in self.missed:
+                right = min(right, (most + self.missed[metric]) / 2)
+            if min(limit - value, right - goal) > _LOOSE * limit:
+                loose[metric] = right
+        if not over and loose and not self._out_of_time():
+            for metric in loose:
+                value, limit = after.metric(metric), self.budgets[metric]
+                self.run_events.note(f"the emitted files' {metric} is {1 - value / limit:.2%} under: searching again")
+            over = loose
+        self.goals |= over
+        return bool(over)
 
     def _out_of_time(self) -> bool:
         budget = self.config.time_budget_s

@@ -47,9 +47,27 @@ def candidates(
     limits: CandidateLimits | None = None,
     margin: float | None = None,
 ) -> dict[str, tuple[Candidate, ...]]:
-    """Candidates by site name, the dense one first. ``bytes_per_weight`` by site name is the file's own width."""
-    limits = limits or CandidateLimits()
+    """Candidates by site name, the dense one first. ``bytes_per_weight`` by site name is the file's own width.
+
+    Sites of one shape share them.
+    """
     margin = model.margin if margin is None else margin
+    shapes = {site.name: (dense_work(site), bytes_per_weight[site.name]) for site in sites}
+    firsts: dict[tuple[StageWork, int], Site] = {}
+    for site in sites:
+        firsts.setdefault(shapes[site.name], site)
+    found = _candidates(list(firsts.values()), formats, model, bytes_per_weight, limits or CandidateLimits(), margin)
+    return {site.name: found[firsts[shapes[site.name]].name] for site in sites}
+
+
+def _candidates(
+    sites: Sequence[Site],
+    formats: Mapping[str, FactorFormat],
+    model: LatencyModel,
+    bytes_per_weight: Mapping[str, int],
+    limits: CandidateLimits,
+    margin: float,
+) -> dict[str, tuple[Candidate, ...]]:
     dense_works = [(dense_work(site),) for site in sites]
     requests: list[tuple[Site, FactorFormat, Rank]] = []
     for site in sites:
