@@ -77,5 +77,8 @@ def _by_template(sketch: Any, device: Device, anchored: Anchored | None) -> bool
 
 def copied(value: Any) -> Any:
     """A deep copy of a module or function: what writes into the one leaves the other alone."""
-    tvm = load_tvm()
-    return tvm.ir.load_json(tvm.ir.save_json(value))
+    load_tvm()
+    from tvm_ffi.serialization import from_json_graph_str, to_json_graph_str
+
+    # tvm.ir.load_json would first rewrite the text, as what an older version has written may need: most of its time
+    return from_json_graph_str(to_json_graph_str(value))

@@ -5,6 +5,7 @@ With patches x and wanted outputs t, every closed-form fit of a linear map needs
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,8 +35,7 @@ class Moments:
         n = x.shape[1]
         mean_x = x.mean(axis=1, dtype=np.float64)
         mean_t = t.mean(axis=1, dtype=np.float64)
-        gram = _covariance(x, mean_x, x, mean_x, workers)
-        cross = _covariance(t, mean_t, x, mean_x, workers)
+        gram, cross = _covariances(x, mean_x, (x, t), (mean_x, mean_t), workers)
         energy = np.square(t, dtype=np.float64).mean(axis=1) - mean_t**2
         return cls(mean_x, mean_t, (gram + gram.swapaxes(1, 2)) / 2, cross, np.maximum(energy, 0), n)
 
@@ -43,7 +43,7 @@ class Moments:
         """The same patches with other targets; the Gram matrix is kept."""
         n = x.shape[1]
         mean_t = t.mean(axis=1, dtype=np.float64)
-        cross = _covariance(t, mean_t, x, self.mean_x, workers)
+        (cross,) = _covariances(x, self.mean_x, (t,), (mean_t,), workers)
         energy = np.square(t, dtype=np.float64).mean(axis=1) - mean_t**2
         return Moments(self.mean_x, mean_t, self.gram, cross, np.maximum(energy, 0), n)
 
@@ -55,23 +55,31 @@ class Moments:
         return np.asarray(self.gram + (strength * level)[:, None, None] * np.eye(k))
 
 
-def _covariance(
-    a: Array, mean_a: Array, b: Array, mean_b: Array, workers: Workers = ALONE, block: int = BLOCK
-) -> Array:
-    """E[a b'] - E[a] E[b]' per group, (g, A, B): products of blocks in the samples' own precision, summed in float64.
+def _covariances(
+    x: Array,
+    mean_x: Array,
+    others: Sequence[Array],
+    means: Sequence[Array],
+    workers: Workers = ALONE,
+    block: int = BLOCK,
+) -> list[Array]:
+    """E[a x'] - E[a] E[x]' per group, (g, A, K), for each a of ``others``, of which x may be one.
 
-    The means are taken off before the products, because in float32 a mean of 100 deviations hides the covariance.
+    Products of blocks in the samples' own precision, summed in float64. The means are taken off before the products,
+    because in float32 a mean of 100 deviations hides the covariance.
     """
-    shift_a, shift_b = mean_a.astype(a.dtype)[:, None], mean_b.astype(b.dtype)[:, None]
+    shift = mean_x.astype(x.dtype)[:, None]
+    shifts = [mean.astype(a.dtype)[:, None] for a, mean in zip(others, means, strict=True)]
 
-    def product(part: slice) -> Array:
-        left = a[:, part] - shift_a
-        right = left if a is b else b[:, part] - shift_b
-        found: Array = np.matmul(left.swapaxes(1, 2), right)
-        return found
+    def products(part: slice) -> list[Array]:
+        right = x[:, part] - shift
+        lefts = (right if a is x else a[:, part] - s for a, s in zip(others, shifts, strict=True))
+        return [np.matmul(left.swapaxes(1, 2), right) for left in lefts]
 
-    out = np.zeros((a.shape[0], a.shape[2], b.shape[2]))
-    for found in workers.blocks(product, a.shape[1], block):
-        out += found
-    rest_a, rest_b = mean_a - shift_a[:, 0], mean_b - shift_b[:, 0]  # what rounding left of the means
-    return np.asarray(out / a.shape[1] - rest_a[:, :, None] * rest_b[:, None, :])
+    sums = [np.zeros((a.shape[0], a.shape[2], x.shape[2])) for a in others]
+    for found in workers.blocks(products, x.shape[1], block):
+        for total, product in zip(sums, found, strict=True):
+            total += product
+    rest = mean_x - shift[:, 0]  # what rounding left of the means
+    rests = (mean - s[:, 0] for mean, s in zip(means, shifts, strict=True))
+    return [total / x.shape[1] - r[:, :, None] * rest[:, None, :] for total, r in zip(sums, rests, strict=True)]

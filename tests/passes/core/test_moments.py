@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from passes.core.moments import Moments, _covariance
+from passes.core.moments import Moments, _covariances
 from passes.core.workers import BLOCK, Workers
 
 
@@ -48,7 +48,7 @@ def test_float32_samples_lose_nothing_to_their_mean(offset: float) -> None:
 
 def test_blocks_add_up() -> None:
     x, t = samples(1)
-    found = _covariance(t, t.mean(axis=1), x, x.mean(axis=1), block=7)
+    (found,) = _covariances(x, x.mean(axis=1), (t,), (t.mean(axis=1),), block=7)
     np.testing.assert_allclose(found, Moments.of(x, t).cross, rtol=1e-12, atol=1e-12)
 
 
