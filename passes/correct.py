@@ -116,17 +116,14 @@ def correct_each(
     with torch.no_grad(), Workers(threads, _alone) as workers:
         of_plans, of_samples = (ALONE, workers) if len(plans) == 1 else (workers, ALONE)
         walks = list(of_plans.each(lambda choices: _PlanWalk(stepper.walk(feeds), choices), plans))
-        goals = workers.ahead(_goals(stepper, feeds, refitted, options, metrics or {}))
+        goals = _goals(stepper, feeds, refitted, options, metrics or {})
+        lanes = [partial(_advance_plan, walk, stepper, options, metrics or {}, of_samples) for walk in walks]
+        sites = of_plans.abreast(workers.ahead(goals) if of_plans is ALONE else goals, lanes)
         while True:
             try:
-                site, goal = next(goals)
+                site, _ = next(sites)
             except StopIteration as end:
                 return [walk.ended() for walk in walks], end.value
-            advance = partial(
-                _advance_plan, site=site, goal=goal, epilogue=stepper.epilogues[site.output], options=options,
-                metric=(metrics or {}).get(site.name), workers=of_samples
-            )  # fmt: skip
-            list(of_plans.each(advance, walks))
             progress(site)
 
 
@@ -179,19 +176,21 @@ class _PlanWalk:
 
 def _advance_plan(
     walk: _PlanWalk,
-    site: Site,
-    goal: _Goal | None,
-    epilogue: Epilogue,
+    stepper: Stepper,
     options: Correction,
-    metric: OutputMetric | None,
+    metrics: Mapping[str, OutputMetric],
     workers: Workers,
+    at: tuple[Site, _Goal | None],
 ) -> None:
     """One site of one plan: its chain, and on to the next site."""
+    site, goal = at
     chain = Chain((site.stage,))
     choice = walk.choices.get(site.name)
     if choice is not None and (choice.format is not None or options.dense):
         assert goal is not None
-        chain = walk.chains[site.name] = _fit(walk.stop, goal, epilogue, choice, options, metric, workers)
+        epilogue = stepper.epilogues[site.output]
+        chain = _fit(walk.stop, goal, epilogue, choice, options, metrics.get(site.name), workers)
+        walk.chains[site.name] = chain
     walk.send(run_chain(site, chain, walk.stop.input))
 
 

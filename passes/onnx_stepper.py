@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from passes.core.mapped import is_mapped
 from passes.core.site import Array, Site
 from passes.onnx_attributes import Attributes
-from passes.onnx_torch_ops import OPS
+from passes.onnx_torch_ops import IN_PLACE, OPS
 
 Tensor = torch.Tensor
 Walk = Generator["Stop", Tensor, dict[str, Tensor]]
@@ -147,6 +147,8 @@ class Stepper:
     def walk(self, feeds: Feeds) -> Walk:
         """Runs the network; yields a :class:`Stop` at each site and expects the site's output; returns the outputs.
 
+        The output becomes the walk's own: where no gradients are recorded, what is added to it and the clamp behind it
+        are computed in its place. What a stop shows is never written to.
         ``feeds`` is one set of inputs or several. Several are walked side by side, and a stop shows them as one
         batch: that is how a network of fixed batch size is walked with many samples.
         """
@@ -177,11 +179,18 @@ class Stepper:
     def _walk(self, feeds: Mapping[str, Array | Tensor]) -> Walk:
         env: dict[str, Tensor] = {name: _laid_out(_tensor(value)) for name, value in feeds.items()}
         left = Counter(self._uses)
+        own: set[str] = set()  # what nobody else has, and one operator reads
         for index, node in enumerate(self.nodes):
             site = next((self.sites[out] for out in node.output if out in self.sites), None)
             if site is not None:
                 skip = self.epilogues[site.output].skip
+                own -= {site.input, skip or ""}
                 env[site.output] = yield Stop(site, env[site.input], env.get(skip) if skip else None)
+                own |= self._read_once(site.output)
+            elif target := self._replaceable(node, env, own):
+                others = [self._value(name, env) for name in node.input if name != target]
+                env[node.output[0]] = IN_PLACE[node.op_type](env[target], *others)
+                own |= self._read_once(node.output[0])
             else:
                 values = self._evaluate(index, node, env)
                 env.update((name, value) for name, value in zip(node.output, values, strict=False) if name)
@@ -202,11 +211,25 @@ class Stepper:
             result: dict[str, Tensor] = end.value
             return result
 
+    def _value(self, name: str, env: Mapping[str, Tensor]) -> Tensor:
+        return env[name] if name in env else self.constants[name]
+
+    def _read_once(self, name: str) -> set[str]:
+        return {name} if self._uses[name] == 1 and name not in self.outputs else set()
+
+    def _replaceable(self, node: NodeProto, env: Mapping[str, Tensor], own: Collection[str]) -> str:
+        """The input of an operator, one of ``own``, that its result may be written over; "" for none."""
+        if node.op_type not in IN_PLACE or node.domain not in ("", "ai.onnx") or torch.is_grad_enabled():
+            return ""
+        values = [self._value(name, env) for name in node.input]
+        alike = {(value.dtype, value.shape, value.stride()) for value in values}
+        if len(alike) > 1 or not values[0].is_floating_point():
+            return ""
+        return next((name for name in node.input if name in own), "")
+
     def _evaluate(self, index: int, node: NodeProto, env: Mapping[str, Tensor]) -> Sequence[Tensor]:
         def value(name: str) -> Tensor | None:
-            if not name:
-                return None
-            return env[name] if name in env else self.constants[name]
+            return self._value(name, env) if name else None
 
         op = OPS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if op is not None:

@@ -364,3 +364,6 @@ OPS: dict[str, Op] = {
     "Sum": total,
     "Pow": _binary(lambda x, y: torch.pow(x, y).to(x.dtype)),
 }
+
+IN_PLACE: dict[str, Callable[..., Tensor]] = {"Relu": torch.relu_, "Add": lambda x, y: x.add_(y)}
+"""Operators that can write their result over an input of the same shape."""

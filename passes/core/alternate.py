@@ -12,7 +12,7 @@ with the Kronecker product that they would be if the metric separated.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -77,12 +77,9 @@ def refit_first(stages: tuple[Stage, ...], problem: FitProblem, steps: int) -> t
     order = _split_order(channels, kernel, rest_kernel)
     a, b = channels * prod(kernel), prod(rest_kernel)
     weighted = problem.weighted(rest.reshape(groups, out, -1)).reshape(groups, out, rank, b)
-    target = problem.weighted(problem.matrix)[:, :, order]
     start = first.weight.reshape(groups, rank, a)
-    solved = []
-    for g in range(groups):
-        gram = None if problem.gram is None else problem.gram[g][np.ix_(order, order)]
-        solved.append(_FirstStage(weighted[g], target[g], gram, a, b).solve(start[g], steps))
+    wanted = problem.once(("split", a, b, order.tobytes()), lambda: _Split.of_groups(problem, order, a, b))
+    solved = [_FirstStage(weighted[g], wanted[g]).solve(start[g], steps) for g in range(groups)]
     return (replace(first, weight=np.stack(solved).reshape(first.weight.shape)), *stages[1:])
 
 
@@ -95,23 +92,46 @@ def _split_order(channels: int, kernel: Sequence[int], rest: Sequence[int]) -> A
     return np.arange(channels * prod(full)).reshape(channels, *full).transpose([0, *own, *others]).reshape(-1)
 
 
-class _FirstStage:
-    """min over X (r, a) of |W(X) - target|^2 in the metric ``gram``, W(X)[o, a, b] = sum_r rest[o, r, b] X[r, a]."""
+@dataclass(frozen=True, eq=False)
+class _Split:
+    """A group of a problem whose patches are split into what a first stage sees (a) and the taps behind it (b).
 
-    def __init__(self, rest: Array, target: Array, gram: Array | None, a: int, b: int) -> None:
+    ``right``: the weighted target times the metric, (O, a b); ``gram``: the metric, None for the identity;
+    ``inverse``: that of its mean over the taps behind, (a, a).
+    """
+
+    a: int
+    b: int
+    right: Array
+    gram: Array | None
+    inverse: Array
+
+    @classmethod
+    def of_groups(cls, problem: FitProblem, order: Array, a: int, b: int) -> list[_Split]:
+        target = problem.weighted(problem.matrix)[:, :, order]
+        if problem.gram is None:
+            return [cls(a, b, of_group, None, np.eye(a)) for of_group in target]
+        ordered = bool((order[1:] > order[:-1]).all())
+        found = []
+        for of_group, metric in zip(target, problem.gram, strict=True):
+            gram = metric if ordered else metric[np.ix_(order, order)]
+            mean = np.einsum("ibjb->ij", gram.reshape(a, b, a, b)) / b
+            found.append(cls(a, b, of_group @ gram, gram, np.linalg.inv(mean)))
+        return found
+
+
+class _FirstStage:
+    """min over X (r, a) of |W(X) - target|^2 in a split metric, W(X)[o, a, b] = sum_r rest[o, r, b] X[r, a]."""
+
+    def __init__(self, rest: Array, split: _Split) -> None:
         self.out, self.rank = rest.shape[:2]
-        self.a, self.b, self.gram = a, b, gram
-        self.rest = rest
+        self.a, self.b, self.gram = split.a, split.b, split.gram
         self.by_tap = np.ascontiguousarray(rest.transpose(2, 0, 1))  # (b, O, r)
-        self.right = self._pull(target if gram is None else target @ gram)
+        self.right = self._pull(split.right)
         inner = np.einsum("bor,bos->rs", self.by_tap, self.by_tap)
         level = max(float(np.trace(inner)) / self.rank, 1e-30)
         self.left_inverse = np.linalg.inv(inner + 1e-9 * level * np.eye(self.rank))
-        if gram is None:
-            self.right_inverse = np.eye(a)
-        else:
-            mean = np.einsum("ibjb->ij", gram.reshape(a, b, a, b)) / b
-            self.right_inverse = np.linalg.inv(mean)
+        self.right_inverse = split.inverse
 
     def _push(self, x: Array) -> Array:
         """X to the composed weight (O, a b)."""

@@ -11,14 +11,17 @@ of a spectrum. Reduced-rank regression: Izenman 1975, J. Multivariate Analysis 5
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 
 from passes.core.moments import Moments
 from passes.core.site import Array, Stage, compose
+
+T = TypeVar("T")
 
 WIDE = 1200
 """Patches wider than this make every product with their covariance dear: fits are repeated less often."""
@@ -32,6 +35,14 @@ class FitProblem:
     target: Array
     gram: Array | None = None
     root: Array | None = None
+    _found: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def once(self, key: Hashable, find: Callable[[], T]) -> T:
+        """What ``find`` makes of the problem, made when it is first asked for under this ``key``."""
+        if key not in self._found:
+            self._found[key] = find()
+        found: T = self._found[key]
+        return found
 
     @property
     def matrix(self) -> Array:

@@ -55,24 +55,18 @@ def _weighted_rows(images: int, weights: Array, limit: int, rng: np.random.Gener
     return np.sort(np.repeat(order, np.diff(steps, prepend=0).astype(int)))
 
 
-def _plain(x: Array, geometry: Geometry) -> tuple[Array, Geometry]:
-    """The input channels-last and padded, and the geometry of the plain convolution over it."""
-    n = geometry.ndim
+def _plain(x: Array, geometry: Geometry) -> tuple[Array, tuple[int, ...], list[int]]:
+    """The input channels-last, and the strides and leading pads of the plain convolution over it."""
     x = np.moveaxis(x, 1, -1)
-    pads = [(geometry.pads[a], geometry.pads[a + n]) for a in range(n)]
-    strides = geometry.strides
-    if geometry.transposed:
-        spread = [(size - 1) * s + 1 for size, s in zip(x.shape[1:-1], strides, strict=True)]
-        stuffed = np.zeros((x.shape[0], *spread, x.shape[-1]), x.dtype)
-        stuffed[(slice(None), *(slice(None, None, s) for s in strides))] = x
-        x = stuffed
-        reach = [d * (k - 1) for d, k in zip(geometry.dilations, geometry.kernel, strict=True)]
-        pads = [(reach[a] - begin, reach[a] - end + geometry.output_padding[a]) for a, (begin, end) in enumerate(pads)]
-        strides = (1,) * n
-    crop = tuple(slice(max(-b, 0), x.shape[a + 1] - max(-e, 0)) for a, (b, e) in enumerate(pads))
-    x = x[(slice(None), *crop)]
-    padded = np.pad(x, [(0, 0), *((max(b, 0), max(e, 0)) for b, e in pads), (0, 0)])
-    return padded, Geometry(geometry.kernel, strides, geometry.dilations)
+    n, strides = geometry.ndim, geometry.strides
+    begins = list(geometry.pads[:n])
+    if not geometry.transposed:
+        return x, strides, begins
+    spread = [(size - 1) * s + 1 for size, s in zip(x.shape[1:-1], strides, strict=True)]
+    stuffed = np.zeros((x.shape[0], *spread, x.shape[-1]), x.dtype)
+    stuffed[(slice(None), *(slice(None, None, s) for s in strides))] = x
+    reach = [d * (k - 1) for d, k in zip(geometry.dilations, geometry.kernel, strict=True)]
+    return stuffed, (1,) * n, [r - begin for r, begin in zip(reach, begins, strict=True)]
 
 
 def patches(x: Array, geometry: Geometry, rows: Array, workers: Workers = ALONE) -> Array:
@@ -86,19 +80,26 @@ def patches(x: Array, geometry: Geometry, rows: Array, workers: Workers = ALONE)
         return np.ascontiguousarray(x[rows].reshape(len(rows), groups, -1).swapaxes(0, 1))
     grid = positions(geometry, x.shape)
     channels = x.shape[1]
-    padded, plain = _plain(x, geometry)
+    values, strides, begins = _plain(x, geometry)
+    sides = values.shape[1:-1]
     image, *at = np.unravel_index(rows, grid)
+    corners = [a * s - begin for a, s, begin in zip(at, strides, begins, strict=True)]  # of a row's first tap
     taps = list(product(*(range(k) for k in geometry.kernel)))
-    order = taps[::-1] if geometry.transposed else taps
-    corners = [a * s for a, s in zip(at, plain.strides, strict=True)]
-    first = np.ravel_multi_index((image, *corners), padded.shape[:-1])  # of the row's first tap
-    steps = [[t * d for t, d in zip(tap, plain.dilations, strict=True)] for tap in order]
-    reach = np.array([np.ravel_multi_index((0, *step), padded.shape[:-1]) for step in steps])
-    flat = padded.reshape(-1, channels)
+    steps = np.array(taps[::-1] if geometry.transposed else taps) * geometry.dilations  # (taps, ndim)
+    apart = np.array([prod(sides[axis + 1 :]) for axis in range(geometry.ndim)])  # neighbours, in positions
+    first = image * prod(sides) + sum(corner * step for corner, step in zip(corners, apart, strict=True))
+    reach = steps @ apart
+    flat = values.reshape(-1, channels)
     out = np.empty((len(rows), channels, len(taps)), x.dtype)
 
     def fill(part: slice) -> None:
-        out[part] = flat[first[part, None] + reach].swapaxes(1, 2)
+        found = flat.take(first[part, None] + reach, axis=0, mode="clip")
+        outside = np.zeros((len(found), len(taps)), bool)
+        for corner, step, side in zip(corners, steps.T, sides, strict=True):
+            place = corner[part, None] + step
+            outside |= (place < 0) | (place >= side)
+        found[outside] = 0  # padding
+        out[part] = found.swapaxes(1, 2)
 
     for _ in workers.blocks(fill, len(rows), _CACHED):
         pass
@@ -108,4 +109,4 @@ def patches(x: Array, geometry: Geometry, rows: Array, workers: Workers = ALONE)
 def outputs_at(y: Array, groups: int, rows: Array) -> Array:
     """Values of an output (N, O, *spatial) at flat positions ``rows``: (groups, rows, O/groups)."""
     flat = np.moveaxis(y, 1, -1).reshape(-1, y.shape[1]) if y.ndim > 2 else y
-    return np.ascontiguousarray(flat[rows].reshape(len(rows), groups, -1).swapaxes(0, 1))
+    return np.ascontiguousarray(flat.take(rows, axis=0).reshape(len(rows), groups, -1).swapaxes(0, 1))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -54,19 +54,68 @@ class Workers:
         if self._pool is None:
             return (yield from items)
 
-        def following() -> tuple[T] | StopIteration:
-            try:
-                return (next(items),)
-            except StopIteration as end:
-                return end
-
-        found = self._pool.submit(following).result()
+        found = self._pool.submit(_following, items).result()
         while not isinstance(found, StopIteration):
-            coming = self._pool.submit(following)
+            coming = self._pool.submit(_following, items)
             yield found[0]
             found = coming.result()
         value: R = found.value
         return value
+
+    def abreast(self, items: Generator[T, None, R], lanes: Sequence[Callable[[T], object]]) -> Generator[T, None, R]:
+        """Takes each of ``items`` through all lanes, then yields it; the same value in the end.
+
+        A lane takes the items one at a time in their order, and is never two items ahead of another one, which is how
+        far ahead they are made.
+        """
+        if self._pool is None:
+            return (yield from _in_turn(items, lanes))
+        held: deque[T] = deque()  # that some lane has yet to take
+        passed = 0  # items that every lane has taken
+        places = [0] * len(lanes)
+        busy: dict[Future[Any], int | None] = {}  # with a lane, None with the source
+        end: StopIteration | None = None
+        while True:
+            if end is None and None not in busy.values() and len(held) < 2:
+                busy[self._pool.submit(_following, items)] = None
+            for index, lane in enumerate(lanes):
+                if index not in busy.values() and places[index] - passed < len(held):
+                    busy[self._pool.submit(lane, held[places[index] - passed])] = index
+            if end is not None and not busy:
+                value: R = end.value
+                return value
+            for future in wait(busy, return_when=FIRST_COMPLETED).done:
+                index_ = busy.pop(future)
+                if index_ is not None:
+                    future.result()
+                    places[index_] += 1
+                elif isinstance(found := future.result(), StopIteration):
+                    end = found
+                else:
+                    held.append(found[0])
+            while held and min(places) > passed:
+                passed += 1
+                yield held.popleft()
+
+
+def _following(items: Iterator[T]) -> tuple[T] | StopIteration:
+    """The next item; an end that a future can carry."""
+    try:
+        return (next(items),)
+    except StopIteration as end:
+        return end
+
+
+def _in_turn(items: Generator[T, None, R], lanes: Sequence[Callable[[T], object]]) -> Generator[T, None, R]:
+    while True:
+        try:
+            item = next(items)
+        except StopIteration as end:
+            value: R = end.value
+            return value
+        for lane in lanes:
+            lane(item)
+        yield item
 
 
 ALONE = Workers()

@@ -101,6 +101,71 @@ def test_a_stop_shows_the_input_that_the_layer_gets() -> None:
         np.testing.assert_allclose(seen[site.output].numpy(), inside[-1], rtol=1e-4, atol=1e-4)
 
 
+def test_what_a_stop_shows_is_not_written_to() -> None:
+    graph, stepper = network(RESIDUAL, RESIDUAL_WEIGHTS)
+    shown: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def at_site(stop: Stop) -> torch.Tensor:
+        shown.extend((value, value.clone()) for value in (stop.input, stop.skip) if value is not None)
+        return dense(stop)
+
+    x = normal(2, 3, 8, 8, seed=1)
+    with torch.no_grad():
+        found = stepper.run({"x": x}, at_site)
+    assert any(value.shape[1] == 4 for value, _ in shown) and all(torch.equal(*both) for both in shown)
+    np.testing.assert_allclose(found["y"].numpy(), graph.run({"x": x})[0], rtol=1e-4, atol=1e-4)
+
+
+BRANCHED = """
+n (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] sum, float[N, 4, 8, 8] double, float[N, 4, 64] flat) {
+    a = Conv<pads = [1, 1, 1, 1]>(x, w1)
+    b = Conv<pads = [1, 1, 1, 1]>(x, w2)
+    c = Conv<pads = [1, 1, 1, 1]>(x, w3)
+    d = Conv<pads = [1, 1, 1, 1]>(x, w1)
+    flat = Reshape(a, shape)
+    ra = Relu(a)
+    rb = Relu(b)
+    ab = Add(ra, rb)
+    abc = Add(c, ab)
+    sum = Relu(abc)
+    double = Add(d, d)
+}
+"""
+
+
+def test_a_result_is_written_over_an_input_that_nothing_else_reads() -> None:
+    weights = {f"w{i}": normal(4, 3, 3, 3, seed=i) for i in (1, 2, 3)} | {"shape": np.array([0, 4, 64])}
+    graph, stepper = network(BRANCHED, weights)
+    given: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def at_site(stop: Stop) -> torch.Tensor:
+        y = dense(stop)
+        given[stop.site.output] = (y, y.clone())
+        return y
+
+    x = normal(2, 3, 8, 8, seed=9)
+    with torch.no_grad():
+        found = stepper.run({"x": x}, at_site)
+    for value, wanted in zip(found.values(), graph.run({"x": x}), strict=True):
+        np.testing.assert_allclose(value.numpy(), wanted, rtol=1e-4, atol=1e-4)
+    kept = {name: torch.equal(*both) for name, both in given.items()}
+    assert kept == {"a": True, "b": False, "c": False, "d": True}  # a is seen as flat, too, and d is read twice
+
+
+def test_nothing_is_written_over_where_gradients_are_recorded() -> None:
+    weights = {f"w{i}": normal(4, 3, 3, 3, seed=i) for i in (1, 2, 3)} | {"shape": np.array([0, 4, 64])}
+    _, stepper = network(BRANCHED, weights)
+    given: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def at_site(stop: Stop) -> torch.Tensor:
+        y = dense(stop)
+        given.append((y, y.clone()))
+        return y
+
+    stepper.run({"x": torch.from_numpy(normal(2, 3, 8, 8, seed=9)).requires_grad_()}, at_site)
+    assert len(given) == 4 and all(torch.equal(*both) for both in given)
+
+
 def _with_output(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     """The network with one more output, which comes last: the tensor ``name``."""
     copy = onnx.ModelProto()
