@@ -285,7 +285,7 @@ def _fit(
     workers: Workers,
 ) -> Chain:
     site, stage = seen.site, seen.site.stage
-    columns = _behind(patches(as_array(site, seen.input), stage.geometry, goal.rows, workers), goal.clean)
+    columns = patches(as_array(site, seen.input), stage.geometry, goal.rows, workers, goal.clean)
     if goal.joined is not None and seen.skip is not None:
         skip = _behind(outputs_at(as_array(site, seen.skip), stage.geometry.groups, goal.rows), goal.clean_skip)
         target = _Target(goal.joined, skip, epilogue)

@@ -69,15 +69,16 @@ def _plain(x: Array, geometry: Geometry) -> tuple[Array, tuple[int, ...], list[i
     return stuffed, (1,) * n, [r - begin for r, begin in zip(reach, begins, strict=True)]
 
 
-def patches(x: Array, geometry: Geometry, rows: Array, workers: Workers = ALONE) -> Array:
-    """The patches at flat output positions ``rows``.
+def patches(x: Array, geometry: Geometry, rows: Array, workers: Workers = ALONE, behind: Array | None = None) -> Array:
+    """The patches at flat output positions ``rows``, and those of ``behind`` (groups, more rows, K) after them.
 
     ``x``: (N, C, *spatial), or (N, C) for a linear layer. Returns (groups, rows, K) with K = C/groups x taps in the
     order of ``weight.reshape(O, -1)``, so that ``patches @ weight.T`` is the stage's output without its bias.
     """
     groups = geometry.groups
     if geometry.ndim == 0:
-        return np.ascontiguousarray(x[rows].reshape(len(rows), groups, -1).swapaxes(0, 1))
+        found = x[rows].reshape(len(rows), groups, -1).swapaxes(0, 1)
+        return np.ascontiguousarray(found if behind is None else np.concatenate([found, behind], axis=1))
     grid = positions(geometry, x.shape)
     channels = x.shape[1]
     values, strides, begins = _plain(x, geometry)
@@ -90,7 +91,9 @@ def patches(x: Array, geometry: Geometry, rows: Array, workers: Workers = ALONE)
     first = image * prod(sides) + sum(corner * step for corner, step in zip(corners, apart, strict=True))
     reach = steps @ apart
     flat = values.reshape(-1, channels)
-    out = np.empty((len(rows), channels, len(taps)), x.dtype)
+    more = 0 if behind is None else behind.shape[1]
+    out = np.empty((len(rows) + more, channels, len(taps)), x.dtype)
+    by_group = out.reshape(len(out), groups, -1).swapaxes(0, 1)
 
     def fill(part: slice) -> None:
         found = flat.take(first[part, None] + reach, axis=0, mode="clip")
@@ -103,7 +106,9 @@ def patches(x: Array, geometry: Geometry, rows: Array, workers: Workers = ALONE)
 
     for _ in workers.blocks(fill, len(rows), _CACHED):
         pass
-    return np.ascontiguousarray(out.reshape(len(rows), groups, -1).swapaxes(0, 1))
+    if behind is not None:
+        by_group[:, len(rows) :] = behind
+    return np.ascontiguousarray(by_group)
 
 
 def outputs_at(y: Array, groups: int, rows: Array) -> Array:

@@ -43,6 +43,17 @@ def test_patches_at_any_rows_times_the_weight_are_the_outputs_there(layer: tuple
     np.testing.assert_allclose(found, outputs_at(y, groups, rows), rtol=1e-11, atol=1e-11)
 
 
+@given(layer=layers(), seed=st.integers(0, 2**32 - 1))
+def test_patches_behind_others_are_those_of_both_rows(layer: tuple[Stage, Array], seed: int) -> None:
+    stage, x = layer
+    total = prod(positions(stage.geometry, x.shape))
+    rows = np.random.default_rng(seed).integers(0, total, 8)
+    behind = patches(x, stage.geometry, rows[5:])
+    found = patches(x, stage.geometry, rows[:5], behind=behind)
+    np.testing.assert_array_equal(found, patches(x, stage.geometry, rows))
+    assert found.flags.c_contiguous
+
+
 def test_outputs_at_flat_positions() -> None:
     y = np.arange(2 * 4 * 2 * 3).reshape(2, 4, 2, 3)
     # flat position 7 of a (2, 2, 3) grid is sample 1, row 0, column 1

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator
+
+import pytest
+
+from passes.core.workers import Workers
+
+COUNT = 40
+
+
+def _numbers(made: list[int]) -> Generator[int, None, str]:
+    for number in range(COUNT):
+        made.append(number)
+        yield number
+    return "the end"
+
+
+def _run(steps: Generator[int, None, str]) -> tuple[list[int], str]:
+    passed = []
+    while True:
+        try:
+            passed.append(next(steps))
+        except StopIteration as end:
+            return passed, end.value
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("lanes", [1, 2, 3])
+def test_every_lane_takes_all_items_in_their_order(threads: int, lanes: int) -> None:
+    taken: list[list[int]] = [[] for _ in range(lanes)]
+    with Workers(threads) as workers:
+        found = _run(workers.abreast(_numbers([]), [each.append for each in taken]))
+    assert found == (list(range(COUNT)), "the end")
+    assert taken == [list(range(COUNT))] * lanes
+
+
+def test_lanes_run_at_the_same_time() -> None:
+    met = threading.Barrier(2, timeout=60)
+    with Workers(2) as workers:
+        assert _run(workers.abreast(_numbers([]), [lambda _: met.wait(), lambda _: met.wait()]))[1] == "the end"
+
+
+def test_a_lane_and_the_source_get_one_item_ahead_and_no_more() -> None:
+    made: list[int] = []
+    taken: list[list[int]] = [[], []]
+    ahead: list[tuple[int, int]] = []
+    more = threading.Condition()
+
+    def fast(number: int) -> None:
+        with more:
+            taken[0].append(number)
+            more.notify()
+
+    def slow(number: int) -> None:
+        with more:  # not before the other one has taken the next item too
+            assert more.wait_for(lambda: len(taken[0]) >= min(number + 2, COUNT), timeout=60)
+            ahead.append((len(taken[0]) - number, len(made) - number))
+            taken[1].append(number)
+
+    with Workers(3) as workers:
+        assert _run(workers.abreast(_numbers(made), [fast, slow]))[0] == list(range(COUNT))
+    assert set(ahead[:-1]) == {(2, 2)} and ahead[-1] == (1, 1)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_error_in_a_lane_arrives(threads: int) -> None:
+    def fails(number: int) -> None:
+        if number == 3:
+            raise ArithmeticError("the third")
+
+    passed = []
+    with Workers(threads) as workers, pytest.raises(ArithmeticError, match="the third"):
+        for number in workers.abreast(_numbers([]), [fails, lambda _: None]):
+            passed.append(number)
+    assert passed == [0, 1, 2]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_error_of_the_source_arrives(threads: int) -> None:
+    def source() -> Generator[int, None, None]:
+        yield 1
+        raise ArithmeticError("no second one")
+
+    taken: list[int] = []
+    with Workers(threads) as workers, pytest.raises(ArithmeticError, match="no second one"):
+        list(workers.abreast(source(), [taken.append]))
+    assert taken in ([1], [])
+
+
+def test_no_items_are_the_end_at_once() -> None:
+    def empty() -> Generator[int, None, int]:
+        return 7
+        yield
+
+    with Workers(2) as workers:
+        assert _run(workers.abreast(empty(), [print, print])) == ([], 7)  # type: ignore[arg-type, comparison-overlap]
