@@ -24,7 +24,7 @@ from passes.core.alternate import alternate, refit_tail
 from passes.core.factor import FactorFormat, Rank, chain_of, fitted
 from passes.core.fit import WIDE, FitProblem, Regression
 from passes.core.metric import OutputMetric
-from passes.core.moments import Moments
+from passes.core.moments import Moments, Samples
 from passes.core.patches import outputs_at, patches, sample_rows
 from passes.core.site import Array, Chain, Site, Stage, compose
 from passes.core.workers import ALONE, Workers
@@ -285,13 +285,13 @@ def _fit(
     workers: Workers,
 ) -> Chain:
     site, stage = seen.site, seen.site.stage
-    columns = patches(as_array(site, seen.input), stage.geometry, goal.rows, workers, goal.clean)
+    samples = Samples(patches(as_array(site, seen.input), stage.geometry, goal.rows, workers, goal.clean), workers)
     if goal.joined is not None and seen.skip is not None:
         skip = _behind(outputs_at(as_array(site, seen.skip), stage.geometry.groups, goal.rows), goal.clean_skip)
         target = _Target(goal.joined, skip, epilogue)
     else:
         target = _Target(goal.plain, None, epilogue if epilogue.skip is None else Epilogue())
-    moments = Moments.of(columns, target.initial(), workers)
+    moments = Moments.of(samples, target.initial())
     weight = stage.grouped_weight().astype(np.float64)
     flat = weight.reshape(*weight.shape[:2], -1)
     clamps = target.epilogue.low is not None or target.epilogue.high is not None
@@ -301,7 +301,7 @@ def _fit(
     sweeps = min(options.sweeps, 1) if flat.shape[-1] > WIDE else options.sweeps
     for sweep in range(1 + (sweeps if clamps else 0)):
         if sweep:
-            moments = moments.retarget(columns, target.moved(_predicted(columns, composed, bias, workers)), workers)
+            moments = moments.retarget(samples, target.moved(samples.predicted(composed, bias)))
         best = regression.fit(moments)
         problem = FitProblem(best.reshape(weight.shape), regression.gram, None if metric is None else metric.root)
         if choice.format is None:
@@ -325,20 +325,6 @@ def coprime(least: int, sides: Sequence[int]) -> int:
 
 def _behind(values: Array, more: Array | None) -> Array:
     return values if more is None else np.concatenate([values, more], axis=1)
-
-
-def _predicted(columns: Array, weight: Array, bias: Array, workers: Workers) -> Array:
-    """What a layer makes of ``columns`` (g, n, K): (g, n, O), in their precision."""
-    right, shift = weight.swapaxes(1, 2).astype(columns.dtype), bias[:, None, :].astype(columns.dtype)
-    out = np.empty((*columns.shape[:2], right.shape[2]), columns.dtype)
-
-    def fill(part: slice) -> None:
-        np.matmul(columns[:, part], right, out=out[:, part])
-        out[:, part] += shift
-
-    for _ in workers.blocks(fill, columns.shape[1]):
-        pass
-    return out
 
 
 def _rows(

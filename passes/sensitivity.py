@@ -12,7 +12,7 @@ from passes.core.error import fisher_errors, sample_gradients
 from passes.core.factor import fitted
 from passes.core.fit import WIDE, FitProblem
 from passes.core.metric import OutputMetric
-from passes.core.moments import Moments
+from passes.core.moments import Moments, Samples
 from passes.core.patches import outputs_at, patches, positions, sample_rows
 from passes.core.site import Array, Chain, Site, compose
 from passes.core.streamed import LARGE_BYTES, StreamedSvd, streams
@@ -57,8 +57,8 @@ def moments_by_site(
         width = int(np.prod(stage.weight.shape[1:])) * stage.geometry.groups
         limit = max(elements // width, 1024)
         rows = sample_rows(stage.geometry, x.shape, limit, rng)
-        columns = patches(x, stage.geometry, rows, workers)
-        found[site.name] = Moments.of(columns, outputs_at(as_array(site, y), stage.geometry.groups, rows), workers)
+        samples = Samples(patches(x, stage.geometry, rows, workers), workers)
+        found[site.name] = Moments.of(samples, outputs_at(as_array(site, y), stage.geometry.groups, rows))
         progress(site)
         return y
 

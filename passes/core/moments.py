@@ -5,8 +5,8 @@ With patches x and wanted outputs t, every closed-form fit of a linear map needs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,38 +14,93 @@ from passes.core.site import Array
 from passes.core.workers import ALONE, BLOCK, Workers
 
 
+class Samples:
+    """The patches x of a site, and what is measured and predicted at them, in blocks by ``workers``.
+
+    Products are made in the samples' own precision, block by block, and summed in float64. The mean is taken off
+    before, because in float32 a mean of 100 deviations hides the covariance.
+    """
+
+    def __init__(self, x: Array, workers: Workers = ALONE, block: int = BLOCK) -> None:
+        """``x``: (g, n, K) floating. It is taken over: its mean is taken off in place."""
+        self._workers, self._block = workers, block
+        self._x, self._count = x, x.shape[1]
+        self.mean = self._mean(x)
+        self._shift = self.mean.astype(x.dtype)
+        self._rest = self.mean - self._shift  # what rounding left of it
+
+        def centre(part: slice) -> None:
+            x[:, part] -= self._shift[:, None]
+
+        self._in_blocks(centre)
+
+    def gram(self) -> Array:
+        """E[x x'] - E[x] E[x]', (g, K, K) float64."""
+        found = self._sum(lambda part: np.matmul(self._x[:, part].swapaxes(1, 2), self._x[:, part])) / self._count
+        found -= self._rest[:, :, None] * self._rest[:, None, :]
+        return np.asarray((found + found.swapaxes(1, 2)) / 2)
+
+    def cross(self, t: Array) -> tuple[Array, Array]:
+        """For values t (g, n, O) that belong to the patches: E[t], (g, O), and E[t x'] - E[t] E[x]', (g, O, K)."""
+        mean = self._mean(t)
+        shift = mean.astype(t.dtype)
+
+        def product(part: slice) -> Array:
+            return np.asarray(np.matmul((t[:, part] - shift[:, None]).swapaxes(1, 2), self._x[:, part]))
+
+        return mean, self._sum(product) / self._count - (mean - shift)[:, :, None] * self._rest[:, None, :]
+
+    def predicted(self, weight: Array, bias: Array) -> Array:
+        """What a layer with ``weight`` (g, O, K) and ``bias`` (g, O) makes of x: (g, n, O), in the precision of x."""
+        dtype = self._x.dtype
+        right = weight.swapaxes(1, 2).astype(dtype)
+        level = (bias + np.einsum("gok,gk->go", weight, self._shift.astype(np.float64))).astype(dtype)[:, None]
+        out = np.empty((*self._x.shape[:2], right.shape[2]), dtype)
+
+        def fill(part: slice) -> None:
+            np.matmul(self._x[:, part], right, out=out[:, part])
+            out[:, part] += level
+
+        self._in_blocks(fill)
+        return out
+
+    def _mean(self, values: Array) -> Array:
+        return np.asarray(self._sum(lambda part: values[:, part].sum(axis=1, dtype=np.float64)) / self._count)
+
+    def _sum(self, of: Callable[[slice], Array]) -> Array:
+        parts = self._workers.blocks(of, self._count, self._block)
+        total = next(parts).astype(np.float64)
+        for part in parts:
+            total += part
+        return total
+
+    def _in_blocks(self, work: Callable[[slice], None]) -> None:
+        for _ in self._workers.blocks(work, self._count, self._block):
+            pass
+
+
 @dataclass(frozen=True, eq=False)
 class Moments:
     """Centred moments per group, float64.
 
-    ``mean_x``: (g, K); ``mean_t``: (g, O); ``gram``: (g, K, K), E[x x']; ``cross``: (g, O, K), E[t x'];
-    ``energy``: (g, O), E[t^2]; ``count`` samples behind them.
+    ``mean_x``: (g, K); ``mean_t``: (g, O); ``gram``: (g, K, K), E[x x']; ``cross``: (g, O, K), E[t x'].
     """
 
     mean_x: Array
     mean_t: Array
     gram: Array
     cross: Array
-    energy: Array
-    count: int
 
     @classmethod
-    def of(cls, x: Array, t: Array, workers: Workers = ALONE) -> Moments:
-        """From patches ``x`` (g, n, K) and targets ``t`` (g, n, O)."""
-        n = x.shape[1]
-        mean_x = x.mean(axis=1, dtype=np.float64)
-        mean_t = t.mean(axis=1, dtype=np.float64)
-        gram, cross = _covariances(x, mean_x, (x, t), (mean_x, mean_t), workers)
-        energy = np.square(t, dtype=np.float64).mean(axis=1) - mean_t**2
-        return cls(mean_x, mean_t, (gram + gram.swapaxes(1, 2)) / 2, cross, np.maximum(energy, 0), n)
+    def of(cls, samples: Samples, t: Array) -> Moments:
+        """From patches and the values ``t`` (g, n, O) that are wanted there."""
+        mean, cross = samples.cross(t)
+        return cls(samples.mean, mean, samples.gram(), cross)
 
-    def retarget(self, x: Array, t: Array, workers: Workers = ALONE) -> Moments:
-        """The same patches with other targets; the Gram matrix is kept."""
-        n = x.shape[1]
-        mean_t = t.mean(axis=1, dtype=np.float64)
-        (cross,) = _covariances(x, self.mean_x, (t,), (mean_t,), workers)
-        energy = np.square(t, dtype=np.float64).mean(axis=1) - mean_t**2
-        return Moments(self.mean_x, mean_t, self.gram, cross, np.maximum(energy, 0), n)
+    def retarget(self, samples: Samples, t: Array) -> Moments:
+        """The same patches with other values wanted; the Gram matrix is kept."""
+        mean, cross = samples.cross(t)
+        return replace(self, mean_t=mean, cross=cross)
 
     def ridge(self, strength: float) -> Array:
         """``gram`` with ``strength`` x its mean eigenvalue added to the diagonal: invertible also for few samples."""
@@ -53,33 +108,3 @@ class Moments:
         level = np.trace(self.gram, axis1=1, axis2=2) / k
         level = np.where(level > 0, level, 1.0)
         return np.asarray(self.gram + (strength * level)[:, None, None] * np.eye(k))
-
-
-def _covariances(
-    x: Array,
-    mean_x: Array,
-    others: Sequence[Array],
-    means: Sequence[Array],
-    workers: Workers = ALONE,
-    block: int = BLOCK,
-) -> list[Array]:
-    """E[a x'] - E[a] E[x]' per group, (g, A, K), for each a of ``others``, of which x may be one.
-
-    Products of blocks in the samples' own precision, summed in float64. The means are taken off before the products,
-    because in float32 a mean of 100 deviations hides the covariance.
-    """
-    shift = mean_x.astype(x.dtype)[:, None]
-    shifts = [mean.astype(a.dtype)[:, None] for a, mean in zip(others, means, strict=True)]
-
-    def products(part: slice) -> list[Array]:
-        right = x[:, part] - shift
-        lefts = (right if a is x else a[:, part] - s for a, s in zip(others, shifts, strict=True))
-        return [np.matmul(left.swapaxes(1, 2), right) for left in lefts]
-
-    sums = [np.zeros((a.shape[0], a.shape[2], x.shape[2])) for a in others]
-    for found in workers.blocks(products, x.shape[1], block):
-        for total, product in zip(sums, found, strict=True):
-            total += product
-    rest = mean_x - shift[:, 0]  # what rounding left of the means
-    rests = (mean - s[:, 0] for mean, s in zip(means, shifts, strict=True))
-    return [total / x.shape[1] - r[:, :, None] * rest[:, None, :] for total, r in zip(sums, rests, strict=True)]

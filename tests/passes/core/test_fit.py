@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from passes.core.fit import FitProblem, Regression, low_rank_factors, refit_last, refit_last_two, solve_spd
 from passes.core.formats import FORMATS
-from passes.core.moments import Moments
+from passes.core.moments import Moments, Samples
 from passes.core.site import Array, Geometry, Stage, compose
 from tests.passes.core.layers import covariance, problem_of, root_of
 
@@ -89,11 +89,12 @@ def test_regression_solves_the_stacked_least_squares(seed: int) -> None:
     rng = np.random.default_rng(seed)
     x, start = rng.standard_normal((2, 12, 5)) + 1.0, rng.standard_normal((2, 3, 5))
     t = x @ rng.standard_normal((2, 5, 3)) + 0.3 * rng.standard_normal((2, 12, 3)) - 2.0
-    moments = Moments.of(x, t)
+    samples = Samples(x.copy())
+    moments = Moments.of(samples, t)
     regression = Regression(start, moments, 0.1)
     np.testing.assert_array_equal(regression.gram, moments.ridge(0.1))
     for targets in (t, np.maximum(t, 0)):  # one factorization, any number of targets
-        found = regression.fit(moments.retarget(x, targets))
+        found = regression.fit(moments.retarget(samples, targets))
         for g in range(2):
             centred, wanted = x[g] - x[g].mean(axis=0), targets[g] - targets[g].mean(axis=0)
             level = 0.1 * np.linalg.eigvalsh(centred.T @ centred / 12).mean()
@@ -105,7 +106,7 @@ def test_regression_solves_the_stacked_least_squares(seed: int) -> None:
 
 def test_without_data_the_regression_stays_where_it_was() -> None:
     start = np.random.default_rng(0).standard_normal((1, 3, 5))
-    dead = Moments.of(np.zeros((1, 4, 5)), np.ones((1, 4, 3)))
+    dead = Moments.of(Samples(np.zeros((1, 4, 5))), np.ones((1, 4, 3)))
     np.testing.assert_array_equal(Regression(start, dead, 1e-3).fit(dead), start)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from passes.core.fit import FitProblem
-from passes.core.moments import Moments
+from passes.core.moments import Moments, Samples
 from passes.core.patches import outputs_at, patches, sample_rows
 from passes.core.site import Chain, Geometry, Stage, compose
 from passes.ranks.context import SiteFactors
@@ -146,7 +146,7 @@ def test_the_bias_makes_up_for_the_lost_mean() -> None:
     x = rng.standard_normal((4, 6, 8, 8)) + 5.0
     rows = sample_rows(geometry, x.shape, 10**6, rng)
     y = apply_stage(stage, torch.tensor(x)).numpy()
-    moments = Moments.of(patches(x, geometry, rows), outputs_at(y, 1, rows))
+    moments = Moments.of(Samples(patches(x, geometry, rows)), outputs_at(y, 1, rows))
     problem = FitProblem(stage.grouped_weight().astype(np.float64), moments.ridge(1e-3))
     made = SiteFactors(FORMATS.load("tucker2").decompose(geometry, problem), stage.bias, moments.mean_x, moments.mean_t)
     for rank in ((2, 2), (5, 3)):
