@@ -194,4 +194,4 @@ def _accuracy(request: EmissionRequest, program: AsicProgram) -> float | None:
     if data is None or data.labels is None:
         return None
     with request.events.stage("evaluate the quantized network"):
-        return top1(Path(program.quantized), data)
+        return top1(Path(program.quantized), data, options=program.options)

@@ -24,7 +24,7 @@ from codegen.dataset import Dataset
 from codegen.events import Events
 from codegen.quantized.frontend import read_qdq
 from codegen.quantized.graph import QuantizedGraph
-from codegen.quantized.onnx_network import quiet_options
+from codegen.quantized.onnx_network import integer_options
 from codegen.quantized.quantize import quantize
 from codegen.report.build import Quantity
 from codegen.report.program import Agreement, HostCallRow, ProgramLayer, ProgramReport
@@ -56,6 +56,11 @@ class AsicProgram:
             host = self.spec.host
             found[part.name] = host.call_cycles + host.element_cycles * sum(map(prod, shapes))
         return found
+
+    @property
+    def options(self) -> onnxruntime.SessionOptions:
+        """Of a session that computes the quantized network as the program does."""
+        return integer_options(any(tensor.signed for tensor in self.graph.tensors.values()))
 
     def _shape(self, tensor: str) -> tuple[int, ...]:
         graph = self.graph
@@ -156,9 +161,7 @@ def compare(program: AsicProgram, samples: Sequence[Mapping[str, Array]]) -> tup
     engine's checks for hazards.
     """
     graph = program.graph
-    options = quiet_options()
-    options.add_session_config_entry("session.qdqisint8allowed", "1")  # else x86 computes much of it in floats
-    session = onnxruntime.InferenceSession(str(program.quantized), options, ["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(program.quantized), program.options, ["CPUExecutionProvider"])
     outputs: list[dict[str, Array]] = []
     compared = different = largest = same = 0
     for feeds in samples:

@@ -18,20 +18,27 @@ from passes.onnx_graph import OnnxGraph
 Array = NDArray[Any]
 
 
-def session(path: Path) -> onnxruntime.InferenceSession:
+def session(path: Path, options: onnxruntime.SessionOptions | None = None) -> onnxruntime.InferenceSession:
     """A session on the file, in this process."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    if options is None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def run_file(path: Path, feeds: Sequence[Mapping[str, Array]], *, apart: bool) -> list[list[Array]]:
-    """All outputs of the file for each set of inputs. ``apart``: in a fresh process.
+def run_file(
+    path: Path,
+    feeds: Sequence[Mapping[str, Array]],
+    *,
+    apart: bool = False,
+    options: onnxruntime.SessionOptions | None = None,
+) -> list[list[Array]]:
+    """All outputs of the file for each set of inputs. ``apart``: in a fresh process, which takes no ``options``.
 
     VerificationError where that process fails; in this process, what onnxruntime raises.
     """
     if not apart:
-        running = session(path)
+        running = session(path, options)
         return [[np.asarray(out) for out in running.run(None, dict(feed))] for feed in feeds]
     names = list(feeds[0]) if feeds else []
     with tempfile.TemporaryDirectory(prefix="rankc-") as folder:

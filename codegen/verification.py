@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from codegen.walks import outputs_under, relative_error
 from passes.errors import InputError, VerificationError
 from passes.onnx_graph import OnnxGraph
 from passes.onnx_stepper import Feeds, Stepper
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 WALK_RELATIVE_L2 = 1e-3
 """A walk in torch against onnxruntime, float32 in both: beyond this it computes something else."""
@@ -76,11 +79,11 @@ def accuracies(before: Path, after: Path, data: Dataset, *, apart: bool) -> tupl
     return top1(before, data, apart=apart), top1(after, data, apart=apart)
 
 
-def top1(path: Path, data: Dataset, *, apart: bool = False) -> float:
-    """Top-1 accuracy of a written network on labelled data, by onnxruntime; ``apart`` in a fresh process."""
+def top1(path: Path, data: Dataset, *, apart: bool = False, options: onnxruntime.SessionOptions | None = None) -> float:
+    """Top-1 accuracy of a written network on labelled data, by onnxruntime; see :func:`codegen.onnx_runs.run_file`."""
     assert data.labels is not None
     labels = data.labels.reshape(-1)
-    outputs = [run[0] for run in run_file(path, list(data.batches(250)), apart=apart)]
+    outputs = [run[0] for run in run_file(path, list(data.batches(250)), apart=apart, options=options)]
     classes = np.concatenate([np.atleast_2d(o).reshape(-1, o.shape[-1]).argmax(axis=1) for o in outputs])
     if classes.shape != labels.shape:
         raise InputError(

@@ -79,14 +79,11 @@ class Subject:
         from codegen.asic_compile.compile import compile_graph
         from codegen.asic_latency import AsicLatency
         from codegen.quantized.frontend import read_qdq
+        from codegen.quantized.onnx_network import integer_options
 
         self.name, self.spec = name, spec
         shape = feeds.shape[1:]
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = 1
-        options.add_session_config_entry("session.qdqisint8allowed", "1")  # else x86 computes much of it in floats
-        session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), integer_options(signed=True), ["CPUExecutionProvider"])
         (given,) = session.get_inputs()
         graph = read_qdq(path, {given.name: shape})
         self.program: Program = compile_graph(graph, spec, AsicLatency(spec)).program

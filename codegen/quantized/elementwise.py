@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from codegen.quantized.graph import QProduct, QSum, QTable, QTensor
-from codegen.quantized.onnx_network import attributes, byte_type, quiet_options, run
+from codegen.quantized.onnx_network import attributes, byte_type, integer_options, run
 from codegen.quantized.reader import Reader
 from codegen.quantized.views import Refusal, Scaling, View
 
@@ -153,8 +153,7 @@ def _table(reader: Reader, view: View, name: str, scaling: Scaling) -> bytes:
         [numpy_helper.from_array(v, n) for n, v in constants.items()],
     )
     every = np.arange(256, dtype=np.uint8).view(np.int8 if source.signed else np.uint8)
-    options = quiet_options()
-    options.add_session_config_entry("session.qdqisint8allowed", "1")
+    options = integer_options(source.signed)
     (found,) = run(network.model(graph), options, {"bytes": every}, ["table"])
     return found.reshape(-1).tobytes()
 

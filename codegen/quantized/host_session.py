@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from codegen.quantized.graph import QHost, QTensor, QuantizedGraph
-from codegen.quantized.onnx_network import quiet_options
+from codegen.quantized.onnx_network import integer_options
 
 Array = NDArray[Any]
 
@@ -56,8 +56,7 @@ def host_session(graph: QuantizedGraph, operation: QHost) -> Callable[[Mapping[s
         opset_imports=list(model.opset_import),
         ir_version=model.ir_version,
     )
-    options = quiet_options()
-    options.add_session_config_entry("session.qdqisint8allowed", "1")
+    options = integer_options(any(tensor.signed for tensor in graph.tensors.values()))
     session = onnxruntime.InferenceSession(whole.SerializeToString(), options, ["CPUExecutionProvider"])
     wanted = [o.name for o in outputs]
 

@@ -190,6 +190,7 @@ def _ranges(
         calibrate_method=methods[method],
         extra_options=options,
     )
+    calibrator.infer_session = _yielding(calibrator)
     names = [value.name for value in model.graph.input]
     count = 0
     for feed in feeds:
@@ -208,6 +209,16 @@ def _ranges(
     if not count:
         raise InputError(f"{source}: holds no samples to calibrate on")
     return calibrator.compute_data(), count
+
+
+def _yielding(calibrator: Any) -> Any:
+    """The calibrator's session with threads that leave the cores to others between two batches, instead of spinning."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(calibrator.augmented_model_path, options, calibrator.execution_providers)
 
 
 def _inserted(model: ModelProto, ranges: Any, signed: bool) -> ModelProto:

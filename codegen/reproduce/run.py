@@ -109,7 +109,7 @@ def evaluate(
                 key = digest(model)
                 if key not in known:
                     test = data.test() if test is None else test
-                    known[key] = top1(model, *test, batch=batch_of(model))
+                    known[key] = top1(model, *test, batch=batch_of(model), int8=model == one.quantized)
                     write(path, json.dumps({"data": data_sha256, "top1": known}, indent=2) + "\n")
                 needed[key] = known[key]
             progress.advance(1, name)

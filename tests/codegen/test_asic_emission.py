@@ -105,7 +105,8 @@ def test_the_accuracy_is_that_of_the_quantized_network(emitted: tuple[Path, Emis
     folder, emission, _ = emitted
     graph = OnnxGraph.read(DIGITS)
     data = load(f"{EXAMPLES / 'digits_data.py'}:evaluation", graph.inputs, 128)
-    session = onnxruntime.InferenceSession(str(folder / "model_int8.onnx"), providers=["CPUExecutionProvider"])
+    options = integer_options(signed=True)
+    session = onnxruntime.InferenceSession(str(folder / "model_int8.onnx"), options, ["CPUExecutionProvider"])
     right = [session.run(None, dict(f))[0].argmax() == y for f, y in zip(data.batches(1), data.labels, strict=True)]
     assert emission.program is not None and emission.program.accuracy is not None
     assert emission.program.accuracy.value == pytest.approx(float(np.mean(right)), abs=1e-12)

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from codegen.quantized.frontend import read_qdq
 from codegen.quantized.graph import QuantizedGraph
+from codegen.quantized.onnx_network import integer_options
 from codegen.quantized.reference import dequantized_outputs, quantized_inputs, run_quantized
 
 Array = NDArray[Any]
@@ -115,13 +116,16 @@ class QdqModel:
         return {n: self.rng.integers(low, high + 1, s).astype(self.dtype) for n, s in self.inputs.items()}
 
 
+def _is_signed(model: onnx.ModelProto) -> bool:
+    """Whether activations are int8: those that are quantized, or else those that come in."""
+    constants = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    kinds = {constants.get(n.input[2]) for n in model.graph.node if n.op_type == "QuantizeLinear" and len(n.input) > 2}
+    return TensorProto.INT8 in (kinds or {i.type.tensor_type.elem_type for i in model.graph.input})
+
+
 def ort(model: onnx.ModelProto, feeds: Mapping[str, Array], integers: bool = True) -> dict[str, Array]:
     """onnxruntime's outputs; ``integers``: int8 activations go through its integer kernels, as they do on Arm."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    if integers:
-        options.add_session_config_entry("session.qdqisint8allowed", "1")
+    options = integer_options(signed=integers and _is_signed(model))
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
     names = [o.name for o in session.get_outputs()]
     return dict(zip(names, session.run(names, dict(feeds)), strict=True))

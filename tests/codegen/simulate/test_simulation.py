@@ -18,6 +18,7 @@ from accel_sim.pricing.price_list import PriceList
 from accel_sim.program.container import read_program
 from accel_sim.spec_file import load_spec
 from codegen.events import RecordingEvents
+from codegen.quantized.onnx_network import integer_options
 from codegen.quantized.quantize import quantize
 from codegen.simulate.config import SimulateConfig
 from codegen.simulate.machine import parse_machine
@@ -114,9 +115,7 @@ def test_outputs_are_those_of_onnxruntime_on_the_quantized_network(digits_folder
     x = images(5)
     quantized = tmp_path / "quantized.onnx"
     quantize(DIGITS, quantized, [{"image": x}])
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry("session.qdqisint8allowed", "1")
-    session = onnxruntime.InferenceSession(str(quantized), options, ["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(quantized), integer_options(signed=True), ["CPUExecutionProvider"])
     wanted = np.stack([session.run(["logits"], {"image": x[i : i + 1]})[0] for i in range(5)])
     scale = next(
         onnx.numpy_helper.to_array(t) for t in onnx.load(quantized).graph.initializer if t.name == "logits_scale"
