@@ -22,6 +22,7 @@ from codegen.config import LowerConfig
 from codegen.dataset import Dataset, load, random_inputs
 from codegen.emission import Emission, EmissionRequest
 from codegen.events import RecordingEvents
+from codegen.quantized.onnx_network import integer_options
 from codegen.target import parse_target
 from codegen.tvm_build import NoBinary
 from passes.onnx_graph import OnnxGraph
