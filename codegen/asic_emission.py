@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ from numpy.typing import NDArray
 from accel_sim.program.container import encode, write_program
 from accel_sim.program.listing import write_listing
 from accel_sim.spec import MachineSpec
+from codegen import tvm_build
 from codegen.asic_binary.build import build, compiler
 from codegen.asic_binary.check import run_library, simulator
 from codegen.asic_binary.segments import Cut, cut
 from codegen.asic_compile.compile import compile_graph
 from codegen.asic_latency import AsicLatency
 from codegen.asic_program import AsicProgram, baseline_cycles, compare, make_program, program_report
-from codegen.child_process import Child
 from codegen.emission import LIBRARY, Emission, EmissionRequest, emit_host_library
 from codegen.events import Events, RecordingEvents
 from codegen.quantized.graph import QuantizedGraph
@@ -45,6 +46,20 @@ _TRACED_INSTRUCTIONS = 50_000
 """A trace of more is no picture that a browser opens."""
 
 
+class _Processes(ExitStack):
+    """What one emission runs apart from itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        try:
+            self.host_compiler = self.enter_context(tvm_build.compiler())
+            self.compiler = self.enter_context(compiler())
+            self.simulator = self.enter_context(simulator())
+        except BaseException:
+            self.close()
+            raise
+
+
 @dataclass(frozen=True, eq=False)
 class AsicEmitter:
     """Emits for ``spec``; ``machine`` and ``options`` are how :func:`accel_sim.spec_file.load_spec` finds it again."""
@@ -53,6 +68,17 @@ class AsicEmitter:
     machine: str
     options: Mapping[str, str]
     prices: AsicLatency
+    _started: list[_Processes] = field(default_factory=list, init=False, repr=False)
+
+    def get_ready(self) -> None:
+        """Starts the processes of the next emission: they import what they need while other work goes on."""
+        if not self._started:
+            self._started.append(_Processes())
+
+    def close(self) -> None:
+        """Ends what was started and not used."""
+        while self._started:
+            self._started.pop().close()
 
     def __call__(self, request: EmissionRequest) -> Emission:
         """Writes program.bin, its listing and trace, model_int8.onnx, model.so and model_host.so, as far as there are.
@@ -62,13 +88,13 @@ class AsicEmitter:
         if request.draft:
             return self._for_the_machine(request)
         with (
-            compiler() as compiling,
-            simulator() as running,
+            self._started.pop() if self._started else _Processes() as processes,
             ThreadPoolExecutor(1) as beside,  # it waits for another process most of the time
         ):
             apart = RecordingEvents()
-            waiting = beside.submit(emit_host_library, replace(request, events=apart), HOST_LIBRARY)
-            emission = self._for_the_machine(request, compiling, running)
+            own = replace(request, events=apart)
+            waiting = beside.submit(emit_host_library, own, HOST_LIBRARY, processes.host_compiler)
+            emission = self._for_the_machine(request, processes)
             with request.events.stage("compile for the host"):
                 host = waiting.result()
         for text in apart.warnings:
@@ -82,10 +108,8 @@ class AsicEmitter:
         artifacts = emission.artifacts | {"host_binary": host.artifacts["binary"]}
         return replace(emission, artifacts=artifacts, check=emission.check or host.check)
 
-    def _for_the_machine(
-        self, request: EmissionRequest, compiling: Child | None = None, running: Child | None = None
-    ) -> Emission:
-        """All but the library for the host alone; ``compiling`` and ``running`` are processes to build and run with."""
+    def _for_the_machine(self, request: EmissionRequest, processes: _Processes | None = None) -> Emission:
+        """All but the library for the host alone; ``processes`` to build and run with, where it is no draft."""
         artifacts: dict[str, str | None] = {"binary": None, "program": None}
         try:
             program = self._program(request)
@@ -110,7 +134,8 @@ class AsicEmitter:
         samples = _bound(program.graph, request.samples)[:_CHECKED_SAMPLES]
         with request.events.stage("check the program"):
             agreement, outputs = compare(program, samples)
-        check = self._library(request, program, samples, outputs, compiling, running)
+        assert processes is not None
+        check = self._library(request, program, samples, outputs, processes)
         if check is not None:
             artifacts["binary"] = LIBRARY
         report = program_report(program, request.baseline, agreement, _accuracy(request, program))
@@ -143,8 +168,7 @@ class AsicEmitter:
         program: AsicProgram,
         samples: Sequence[Mapping[str, NDArray[Any]]],
         outputs: Sequence[Mapping[str, NDArray[Any]]],
-        compiling: Child | None,
-        running: Child | None,
+        processes: _Processes,
     ) -> BinaryCheck | None:
         """Builds model.so and holds it to the engine's own outputs and cycles; None, and a warning, without one."""
         events = request.events
@@ -153,14 +177,14 @@ class AsicEmitter:
             programs = [program.compiled.program] if _is_whole(parts) else [
                 compile_graph(segment.graph, self.spec, self.prices).program for segment in parts.segments
             ]  # fmt: skip
-            binary = build(parts, [encode(p) for p in programs], request.folder / LIBRARY, child=compiling)
+            binary = build(parts, [encode(p) for p in programs], request.folder / LIBRARY, child=processes.compiler)
         if isinstance(binary, NoBinary):
             events.warning(f"no {LIBRARY}: {binary.reason}")
             return None
         wanted = [[found[name] for name in program.graph.output_names] for found in outputs]
         with events.stage("check the library"):
             try:
-                made, cycles = run_library(binary, self.machine, self.options, samples, child=running)
+                made, cycles = run_library(binary, self.machine, self.options, samples, child=processes.simulator)
                 found = difference(made, wanted)
                 if not found.within(1e-6, 1e-6):
                     raise VerificationError(

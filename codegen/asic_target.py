@@ -45,6 +45,8 @@ class AsicTarget:
             clock_hz=spec.clock_mhz * 1e6,
             versions=tool_versions(),
             baseline=emitter.baseline,
+            get_ready=emitter.get_ready,
+            close=emitter.close,
         )
 
 

@@ -62,6 +62,11 @@ class Child:
     def _answered(self) -> Path:
         return Path(self._folder.name) / "answer.json"
 
+    @property
+    def running(self) -> bool:
+        """Whether the process has not ended."""
+        return self._process.poll() is None
+
     def __enter__(self) -> Child:
         return self
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from codegen.child_process import Child
 from codegen.dataset import Dataset, random_inputs
 from codegen.events import Events
 from codegen.report.build import BinaryCheck
@@ -114,15 +115,17 @@ def measured(seconds: NDArray[np.float64]) -> Cost:
     return Cost(latency=summary(seconds.ravel().tolist()).seconds, unit="s", kind=Kind.MEASURED)
 
 
-def emit_host_library(request: EmissionRequest, library: str = LIBRARY) -> Emission:
+def emit_host_library(request: EmissionRequest, library: str = LIBRARY, child: Child | None = None) -> Emission:
     """Compiles the model to ``library`` for the host, runs it in a fresh process and compares it with onnxruntime.
+
+    ``child``: a :func:`codegen.tvm_build.compiler` that was started before.
 
     A library that cannot be built or loaded, or does not compute what onnxruntime does, is not left behind: a warning
     says why, and model.onnx stands without it.
     """
     events = request.events
     with events.stage("compile"):
-        binary = build(request.model, request.folder / library, request.shapes, plan=request.plan)
+        binary = build(request.model, request.folder / library, request.shapes, plan=request.plan, child=child)
     if isinstance(binary, NoBinary):
         events.warning(f"no {library}: {binary.reason}")
         return Emission({"binary": None})

@@ -155,7 +155,7 @@ class PlanSearch:
             attempt = self._replayed(self.config.plan)
             if twin is None or self._out_of_time():
                 return carry_out(attempt, self.space, self.stepper, feeds, correction, self.run_events)
-            return fit_finally(attempt, self.space, twin, self.correction, self.run_events)
+            return self._fitted(attempt, twin)
         if self.searching is not None and self.space.sites:
             attempt, self.trace = self._searched(self.searching, feeds, correction, twin)
         elif self.budgets or not self.space.sites:
@@ -194,6 +194,12 @@ class PlanSearch:
             return attempt  # as it was judged: the error is what limits it
         if twin is None or self._out_of_time():
             return attempt
+        return self._fitted(attempt, twin)
+
+    def _fitted(self, attempt: Attempt, twin: Mirrored) -> Attempt:
+        assert self.space is not None
+        if self.training is None:  # else what follows is training
+            self.target.get_ready()
         return fit_finally(attempt, self.space, twin, self.correction, self.run_events)
 
     def _mirrored(self, feeds: Feeds | None) -> Mirrored | None:

@@ -39,7 +39,8 @@ class Target:
     ``clock_hz`` converts between cycles and seconds, None where there is no one clock. ``versions``: package -> version
     of everything that can change a result on it. ``baseline``: what the emitted files of the network as it came would
     cost, where such files have a cost of their own. ``metrics``: what budgets may limit. ``tuned``: the same target
-    under a run's options of tuning, None for one that is not tuned. ``close`` ends what it has running.
+    under a run's options of tuning, None for one that is not tuned. ``get_ready`` says that ``emit`` is soon called:
+    what is slow to start starts. ``close`` ends what it has running.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Target:
     baseline: Baseline | None = None
     metrics: tuple[str, ...] = METRICS
     tuned: Callable[[TuningOptions], Target] | None = None
+    get_ready: Callable[[], None] = _nothing
     close: Callable[[], None] = _nothing
 
     def under(self, options: TuningOptions) -> Target:

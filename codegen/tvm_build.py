@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from codegen.child_process import Failure, call
+from codegen.child_process import Child, Failure
 from codegen.cpu_device import generic_device
 from codegen.tune.device import Device
 from codegen.tune.schedule import Schedule
@@ -59,6 +59,11 @@ class NoBinary:
     log: str = ""
 
 
+def compiler() -> Child:
+    """A process for one :func:`build`: it imports TVM while what is to be built is still in the making."""
+    return Child("codegen.tvm_build_child")
+
+
 def build(
     model: Path,
     library: Path,
@@ -68,6 +73,7 @@ def build(
     schedules: Mapping[str, Schedule] | None = None,
     bind: bool = False,
     plan: str = "",
+    child: Child | None = None,
     timeout_s: float | None = None,
 ) -> Binary | NoBinary:
     """Compiles ``model`` to ``library`` for ``device``, by default any processor of the host's architecture.
@@ -75,7 +81,8 @@ def build(
     ``schedules``: a workload's key -> what its kernel is built with; others take their defaults. Symbolic dimensions
     are kept if TVM can and not ``bind``; otherwise inputs are bound to ``shapes``, which holds a concrete shape for
     each of them. What does not work out is tried the other way. Kernels of symbolic shapes have no good schedules.
-    ``plan``: the rank plan's hash, for the metadata. Weights of more than 2 GiB are refused.
+    ``plan``: the rank plan's hash, for the metadata. ``child``: a :func:`compiler` that was started before. Weights of
+    more than 2 GiB are refused.
     """
     size = sum(path.stat().st_size for path in model.parent.glob(f"{model.name}*"))
     if size > _LIMIT_BYTES:
@@ -90,7 +97,8 @@ def build(
         "bind": bind,
         "plan": plan,
     }
-    answer = call("codegen.tvm_build_child", request, timeout_s=timeout_s)
+    with child or compiler() as compiling:
+        answer = compiling.call(request, timeout_s=timeout_s)
     if isinstance(answer, Failure):
         return NoBinary(f"TVM's compiler {answer.reason}", answer.log)
     if "reason" in answer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,15 @@ import onnxruntime
 import pytest
 
 import codegen.asic_emission
+import codegen.plan_search
+import codegen.tvm_build
 from accel_sim.engine import run
 from accel_sim.program.assembler import assemble
 from accel_sim.program.container import read_program
 from accel_sim.program.listing import disassemble
 from accel_sim.spec_file import load_spec
 from codegen import driver
+from codegen.child_process import Child
 from codegen.config import LowerConfig
 from codegen.dataset import Dataset, load, random_inputs
 from codegen.emission import Emission, EmissionRequest
@@ -114,7 +117,7 @@ def test_the_accuracy_is_that_of_the_quantized_network(emitted: tuple[Path, Emis
 
 
 def _without_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
-    def host(request: EmissionRequest, library: str) -> Emission:
+    def host(request: EmissionRequest, library: str, child: Child) -> Emission:
         return Emission({"binary": library})
 
     monkeypatch.setattr(codegen.asic_emission, "emit_host_library", host)
@@ -186,6 +189,62 @@ def test_a_library_that_computes_something_else_is_not_left_behind(
     assert emission.artifacts["binary"] is None and not (tmp_path / "model.so").exists()
     (warning,) = events.warnings
     assert warning.startswith("no model.so: model.so differs from its program on the engine by ")
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Child]:
+    """The processes that an emitter starts, as it starts them."""
+    found: list[Child] = []
+
+    def noting(make: Callable[[], Child]) -> Callable[[], Child]:
+        def made() -> Child:
+            found.append(make())
+            return found[-1]
+
+        return made
+
+    monkeypatch.setattr(codegen.asic_emission, "compiler", noting(codegen.asic_emission.compiler))
+    monkeypatch.setattr(codegen.asic_emission, "simulator", noting(codegen.asic_emission.simulator))
+    monkeypatch.setattr(codegen.tvm_build, "compiler", noting(codegen.tvm_build.compiler))
+    return found
+
+
+def test_processes_that_were_started_before_are_used_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[Child]
+) -> None:
+    _without_libraries(monkeypatch)
+    target = parse_target("asic")
+    target.get_ready()
+    target.get_ready()
+    assert len(started) == 3 and all(child.running for child in started)
+    target.emit(request(tmp_path, RecordingEvents()))
+    assert len(started) == 3 and not any(child.running for child in started)
+    target.emit(request(tmp_path, RecordingEvents()))
+    assert len(started) == 6 and not any(child.running for child in started)
+
+
+def test_what_was_started_and_not_used_ends_with_the_target(started: list[Child]) -> None:
+    target = parse_target("asic")
+    target.get_ready()
+    target.close()
+    assert len(started) == 3 and not any(child.running for child in started)
+
+
+def test_a_search_gets_the_emission_ready_and_an_error_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[Child]
+) -> None:
+    def fails(*_: Any) -> Any:
+        assert len(started) == 3 and all(child.running for child in started)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(codegen.plan_search.PlanSearch, "_mirrored", lambda *_: True)
+    monkeypatch.setattr(codegen.plan_search, "best_within_budgets", lambda *_: (None, []))
+    monkeypatch.setattr(codegen.plan_search, "fit_finally", fails)
+    values = {"model": DIGITS, "output": tmp_path / "out", "effort": "quick", "budgets": {"latency": "80%"}}
+    calib = f"{EXAMPLES / 'digits_data.py'}:calibration"
+    with pytest.raises(KeyboardInterrupt):
+        driver.lower(LowerConfig.from_values({**values, "calib": calib}), RecordingEvents())
+    assert len(started) == 3 and not any(child.running for child in started)
 
 
 class _Binary:

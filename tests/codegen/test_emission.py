@@ -68,7 +68,7 @@ def test_no_binary_is_a_warning_with_the_reason(tmp_path: Path, monkeypatch: pyt
 def test_a_library_that_computes_something_else_is_not_left_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, coarse: bool, kept: bool
 ) -> None:
-    def build(model: Path, library: Path, shapes: object, plan: str) -> Binary:
+    def build(model: Path, library: Path, shapes: object, plan: str, child: object) -> Binary:
         library.write_bytes(b"")
         return Binary(library, ("x",), ("y",), {}, coarse)
 
