@@ -132,6 +132,12 @@ class _FirstStage:
         level = max(float(np.trace(inner)) / self.rank, 1e-30)
         self.left_inverse = np.linalg.inv(inner + 1e-9 * level * np.eye(self.rank))
         self.right_inverse = split.inverse
+        taps, width = self.b, self.a * self.b
+        composed = width**2 * self.out + 2 * self.out * self.rank * width  # multiply-adds of either way
+        reduced = width**2 * self.rank + (self.rank * taps) ** 2 * self.a
+        self.inner: Array | None = None  # (r, (s, tap, tap'))
+        if self.gram is not None and reduced < composed:
+            self.inner = np.einsum("bor,cos->rscb", self.by_tap, self.by_tap, optimize=True).reshape(self.rank, -1)
 
     def _push(self, x: Array) -> Array:
         """X to the composed weight (O, a b)."""
@@ -144,6 +150,10 @@ class _FirstStage:
         return np.asarray(np.matmul(self.by_tap.swapaxes(1, 2), taps).sum(axis=0))
 
     def _normal(self, x: Array) -> Array:
+        """The normal equations' operator: by the composed weight, or without it where that is less work."""
+        if self.inner is not None and self.gram is not None:
+            seen = (x @ self.gram.reshape(self.a, -1)).reshape(self.rank, self.b, self.a, self.b)  # s, tap, a, tap'
+            return np.asarray(self.inner @ seen.transpose(0, 1, 3, 2).reshape(-1, self.a))
         weight = self._push(x)
         return self._pull(weight if self.gram is None else weight @ self.gram)
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from passes.core.alternate import affordable_rounds, alternate, refit_first, separable
+from passes.core.alternate import _FirstStage, _Split, affordable_rounds, alternate, refit_first, separable
 from passes.core.factor import Rank, fitted
 from passes.core.fit import FitProblem, refit_last
 from passes.core.formats import FORMATS
@@ -163,3 +163,20 @@ def test_wide_patches_get_fewer_rounds() -> None:
     # 2 x 512 x 4608 x 4608 x 8 steps are 174 GFLOP: not one round; an eighth of the width is 64 times cheaper
     assert affordable_rounds(width(512, 4608), 8) == 0
     assert affordable_rounds(width(512, 576), 8) == 22
+
+
+@pytest.mark.parametrize(("a", "b"), [(12, 3), (5, 9)])
+@pytest.mark.parametrize("rank", [1, 3, 8])
+def test_the_normal_operator_is_the_same_by_either_way(a: int, b: int, rank: int) -> None:
+    rng = np.random.default_rng(0)
+    samples = rng.standard_normal((2 * a * b, a * b))
+    split = _Split(a, b, rng.standard_normal((8, a * b)), samples.T @ samples, np.eye(a))
+    rest, x = rng.standard_normal((8, rank, b)), rng.standard_normal((rank, a))
+    composed = np.einsum("orb,ra->oab", rest, x).reshape(8, -1) @ samples.T @ samples
+    wanted = np.einsum("orb,oab->ra", rest, composed.reshape(8, a, b))
+    stage = _FirstStage(rest, split)
+    found = [stage._normal(x)]
+    assert (stage.inner is not None) == (rank < 8)
+    stage.inner = None
+    found.append(stage._normal(x))
+    np.testing.assert_allclose(found, [wanted, wanted], rtol=1e-10, atol=1e-10 * np.abs(wanted).max())
