@@ -129,7 +129,14 @@ def _carry_out(
         plans = [{name: c for name, c in attempt.choices.items() if name in walked} for attempt in attempts]
         with events.stage("correct in sequence", len(stepper.sites)) as progress:
             found, before = correct_each(
-                stepper, feeds, plans, correction, space.metrics, lambda site: progress.advance(1, site.name), cores()
+                stepper,
+                feeds,
+                plans,
+                correction,
+                space.metrics,
+                lambda site: progress.advance(1, site.name),
+                cores(),
+                space.original,
             )
     return [
         replace(
@@ -151,6 +158,7 @@ def fit_finally(attempt: Attempt, space: Space, mirrored: Mirrored, correction: 
     known = _known(attempt, name, space)
     if known is not None:
         return known
+    space.original.forget()
     stepper = mirrored.stepper
     walked = {site.name for site in stepper.sites.values()}
     choices = {name: choice for name, choice in attempt.choices.items() if name in walked}

@@ -27,7 +27,7 @@ from passes.core.factor import FactorFormat, Rank
 from passes.core.metric import OutputMetric
 from passes.core.moments import Moments
 from passes.core.site import Site
-from passes.correct import Choice, Correction
+from passes.correct import Choice, Correction, Original
 from passes.graph import Note
 from passes.onnx_graph import OnnxGraph
 from passes.onnx_stepper import Feeds, Stepper
@@ -90,6 +90,7 @@ class Space:
 
     ``scored`` and ``baseline`` hold prices: where the target's list has moved, :meth:`reprice` brings them up to date.
     ``outputs``: a classifier's on the calibration samples, as it came, where they have been computed.
+    ``original``: what one correction leaves for the next.
     """
 
     sites: tuple[Site, ...]
@@ -102,6 +103,7 @@ class Space:
     metrics: dict[str, OutputMetric] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
     outputs: Mapping[str, torch.Tensor] | None = None
+    original: Original = field(default_factory=Original)
 
     def problem(self, budgets: Mapping[str, float], errors: Mapping[str, float], measured: bool = False) -> RankProblem:
         """The rank problem; ``errors`` scales the error of each site's candidates.

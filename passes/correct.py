@@ -11,11 +11,12 @@ counts an output in full where the original is not flat and the fit is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from math import gcd
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -73,6 +74,10 @@ FULL = 576
 """64 channels under a 3x3 kernel: up to here positions grow with the unknowns, so that no layer is fitted to noise."""
 
 
+KEPT_BYTES = 512 << 20
+"""What may be kept of the original network between corrections."""
+
+
 @dataclass(frozen=True, eq=False)
 class Corrected:
     """A plan's chains by site name, and the outputs of the network that has them."""
@@ -106,17 +111,21 @@ def correct_each(
     metrics: Mapping[str, OutputMetric] | None = None,
     progress: Callable[[Site], None] = lambda site: None,
     threads: int = 1,
+    original: Original | None = None,
 ) -> tuple[list[Corrected], dict[str, torch.Tensor]]:
     """:func:`correct` for several plans beside one walk over the original network, whose outputs are returned too.
 
     Each plan gets what it would get alone, whatever the number of ``threads`` that share the plans at each site, or
-    where there is one plan, its samples.
+    where there is one plan, its samples. ``original``: what earlier calls with this stepper, these feeds and metrics
+    have left for later ones.
     """
     refitted = {site for plan in plans for site, choice in plan.items() if choice.format is not None or options.dense}
     with torch.no_grad(), Workers(threads, _alone) as workers:
         of_plans, of_samples = (ALONE, workers) if len(plans) == 1 else (workers, ALONE)
         walks = list(of_plans.each(lambda choices: _PlanWalk(stepper.walk(feeds), choices), plans))
-        goals = _goals(stepper, feeds, refitted, options, metrics or {})
+        goals = (original or Original(0)).goals(
+            (options, frozenset(refitted)), lambda: _goals(stepper, feeds, refitted, options, metrics or {})
+        )
         lanes = [partial(_advance_plan, walk, stepper, options, metrics or {}, of_samples) for walk in walks]
         sites = of_plans.abreast(workers.ahead(goals) if of_plans is ALONE else goals, lanes)
         while True:
@@ -127,13 +136,53 @@ def correct_each(
             progress(site)
 
 
+Goals: TypeAlias = Generator[tuple[Site, "_Goal | None"], None, dict[str, torch.Tensor]]
+"""The sites in the order of the walk with what is wanted there; in the end the original network's outputs."""
+
+
+class Original:
+    """What the original network has at its sites, kept from one correction for the next with the same options."""
+
+    def __init__(self, limit: int = KEPT_BYTES) -> None:
+        self._limit = limit
+        self.forget()
+
+    def forget(self) -> None:
+        self._key: Hashable = None
+        self._sites: list[tuple[Site, _Goal | None]] = []
+        self._outputs: dict[str, torch.Tensor] = {}
+
+    def goals(self, key: Hashable, walk: Callable[[], Goals]) -> Goals:
+        """What is kept under the key, or what a walk yields, which is kept if it has no more bytes than the limit."""
+        if key == self._key:
+            yield from self._sites
+            return self._outputs
+        self.forget()
+        goals, bytes_ = walk(), 0
+        kept: list[tuple[Site, _Goal | None]] = []
+        while True:
+            try:
+                at = next(goals)
+            except StopIteration as end:
+                outputs: dict[str, torch.Tensor] = end.value
+                if bytes_ + sum(value.nbytes for value in outputs.values()) <= self._limit:
+                    self._key, self._sites, self._outputs = key, kept, outputs
+                return outputs
+            bytes_ += 0 if at[1] is None else at[1].nbytes
+            if bytes_ <= self._limit:
+                kept.append(at)
+            else:
+                kept.clear()
+            yield at
+
+
 def _goals(
     stepper: Stepper,
     feeds: Feeds,
     refitted: Collection[str],
     options: Correction,
     metrics: Mapping[str, OutputMetric],
-) -> Generator[tuple[Site, _Goal | None], None, dict[str, torch.Tensor]]:
+) -> Goals:
     """A walk over the original network: what its sites have, None for those not ``refitted``. Returns its outputs."""
     walk = stepper.walk(feeds)
     stop = next(walk)
@@ -214,6 +263,10 @@ class _Goal:
     joined: Array | None
     clean: Array | None = None
     clean_skip: Array | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(a.nbytes for a in (self.rows, self.plain, self.joined, self.clean, self.clean_skip) if a is not None)
 
     @classmethod
     def of(

@@ -15,10 +15,10 @@ from passes.core.formats import FORMATS
 from passes.core.metric import OutputMetric
 from passes.core.reference import relative_l2
 from passes.core.site import Chain, Site
-from passes.correct import Choice, Correction, coprime, correct, correct_each
+from passes.correct import Choice, Correction, Original, coprime, correct, correct_each
 from passes.factorize import Factorize
 from passes.onnx_graph import OnnxGraph
-from passes.onnx_stepper import Epilogue, Stepper, Stop
+from passes.onnx_stepper import Epilogue, Feeds, Stepper, Stop, Walk
 from passes.sensitivity import moments_by_site
 from passes.torch_apply import run_chain
 from tests.onnx_models import normal, onnx_model
@@ -126,6 +126,50 @@ def test_full_rank_reproduces_the_outputs() -> None:
     found = correct(stepper, feeds, choices(stepper, **FULL), Correction())
     assert {c.format for c in found[0].values()} == {c[0] for c in FULL.values() if c}
     assert missed(found) < 1e-4
+
+
+def same(one: dict[str, Chain], other: dict[str, Chain]) -> bool:
+    assert one.keys() == other.keys()
+    return all(
+        np.array_equal(a.weight, b.weight) and np.array_equal(a.bias, b.bias) if b.bias is not None else a.bias is None
+        for name in one
+        for a, b in zip(one[name].stages, other[name].stages, strict=True)
+    )
+
+
+@pytest.mark.parametrize(("limit", "walks"), [(1 << 20, 4), (0, 5), (5_000, 5)])
+def test_a_later_correction_is_the_same_with_what_an_earlier_one_left(limit: int, walks: int) -> None:
+    _, stepper, feeds = residual(0)
+    plans = [choices(stepper, **COMPRESSED), choices(stepper, **FULL)]
+    alone = [correct(stepper, feeds, plan, Correction()) for plan in plans]
+    walked: list[Stepper] = []
+    counted = Stepper.walk
+    original = Original(limit)
+
+    def walk(stepper: Stepper, feeds: Feeds) -> Walk:
+        walked.append(stepper)
+        return counted(stepper, feeds)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stepper, "walk", walk)
+        for plan, wanted in zip(plans, alone, strict=True):
+            (found,), before = correct_each(stepper, feeds, [plan], Correction(), original=original)
+            assert same(found.chains, wanted[0])
+            assert torch.equal(before["y"], wanted[1]["y"]) and torch.equal(found.outputs["y"], wanted[2]["y"])
+        assert len(walked) == walks - 1  # two of the plans', and of the original network one or two
+        original.forget()
+        correct_each(stepper, feeds, plans[:1], Correction(), original=original)
+        assert len(walked) == walks + 1
+
+
+def test_what_was_left_is_for_the_same_options_alone() -> None:
+    _, stepper, feeds = residual(0)
+    plan = choices(stepper, **COMPRESSED)
+    original = Original()
+    correct_each(stepper, feeds, [plan], Correction(samples=3), original=original)
+    for options in (Correction(), Correction(seed=1), Correction(skips=False)):
+        (found,), _ = correct_each(stepper, feeds, [plan], options, original=original)
+        assert same(found.chains, correct(stepper, feeds, plan, options)[0])
 
 
 KINDS = """net (float[N,4,6,6] x) => (float[N,36,5] y) {
