@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,9 @@ from codegen.child_process import reply
 
 
 def _run(request: Mapping[str, Any]) -> dict[str, Any]:
-    import onnxruntime
+    from codegen.onnx_runs import session as opened
 
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(request["model"], options, providers=["CPUExecutionProvider"])
+    session = opened(Path(request["model"]))
     results = {}
     with np.load(request["given"], allow_pickle=False) as given:
         for run in range(request["runs"]):

@@ -14,16 +14,18 @@ from numpy.typing import NDArray
 from codegen.child_process import Failure, call
 from passes.errors import VerificationError
 from passes.onnx_graph import OnnxGraph
+from passes.onnx_runtime import exact_session
 
 Array = NDArray[Any]
 
 
 def session(path: Path, options: onnxruntime.SessionOptions | None = None) -> onnxruntime.InferenceSession:
-    """A session on the file, in this process."""
-    if options is None:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    """A session on the file, in this process; without ``options`` one whose 8-bit sums are exact."""
+    if options is not None:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return exact_session(str(path), options)
 
 
 def run_file(

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import onnxruntime
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
+from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernelError
 
 from passes.core.site import Array
 from passes.graph import Note
@@ -22,8 +23,24 @@ from passes.onnx_write import DataFile, stored_bytes
 
 IN_MEMORY_BYTES = 256 << 20
 """Larger networks go to onnxruntime through a temporary file."""
+_EXACT = "session.x64quantprecision"
 _OBSERVED_ELEMENTS = 1 << 27
 """Inputs beyond this are not made up: nobody would wait for the run."""
+
+
+def exact_session(model: str | bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    """A session on a file or its bytes, on the CPU, in which sums of 8-bit products do not saturate.
+
+    Processors of x86 without VNNI add pairs of products of uint8 and int8 up in 16 bits, unless onnxruntime is told to
+    take a slower way. That way has no kernels for operators that are written out for int8, which need none.
+    """
+    providers = ["CPUExecutionProvider"]
+    options.add_session_config_entry(_EXACT, "1")
+    try:
+        return onnxruntime.InferenceSession(model, options, providers)
+    except NoKernelError:
+        options.add_session_config_entry(_EXACT, "0")
+        return onnxruntime.InferenceSession(model, options, providers)
 
 
 def session(
@@ -34,14 +51,13 @@ def session(
     options.log_severity_level = 4
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    providers = ["CPUExecutionProvider"]
     if stored_bytes(surgery) < IN_MEMORY_BYTES:
-        return onnxruntime.InferenceSession(build(Weight.tensor).SerializeToString(), options, providers)
+        return exact_session(build(Weight.tensor).SerializeToString(), options)
     with tempfile.TemporaryDirectory(prefix="rankc-") as folder:
         path = Path(folder) / "model.onnx"
         with (path.parent / "weights").open("wb") as data:
             path.write_bytes(build(DataFile(data, "weights").tensor).SerializeToString())
-        return onnxruntime.InferenceSession(str(path), options, providers)
+        return exact_session(str(path), options)
 
 
 def random_feeds(surgery: Surgery, shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Array]:

@@ -24,7 +24,7 @@ class Samples:
     def __init__(self, x: Array, workers: Workers = ALONE, block: int = BLOCK) -> None:
         """``x``: (g, n, K) floating. It is taken over: its mean is taken off in place."""
         self._workers, self._block = workers, block
-        self._x, self._count = x, x.shape[1]
+        self._x, self.count = x, x.shape[1]
         self.mean = self._mean(x)
         self._shift = self.mean.astype(x.dtype)
         self._rest = self.mean - self._shift  # what rounding left of it
@@ -36,7 +36,7 @@ class Samples:
 
     def gram(self) -> Array:
         """E[x x'] - E[x] E[x]', (g, K, K) float64."""
-        found = self._sum(lambda part: np.matmul(self._x[:, part].swapaxes(1, 2), self._x[:, part])) / self._count
+        found = self._sum(lambda part: np.matmul(self._x[:, part].swapaxes(1, 2), self._x[:, part])) / self.count
         found -= self._rest[:, :, None] * self._rest[:, None, :]
         return np.asarray((found + found.swapaxes(1, 2)) / 2)
 
@@ -48,7 +48,7 @@ class Samples:
         def product(part: slice) -> Array:
             return np.asarray(np.matmul((t[:, part] - shift[:, None]).swapaxes(1, 2), self._x[:, part]))
 
-        return mean, self._sum(product) / self._count - (mean - shift)[:, :, None] * self._rest[:, None, :]
+        return mean, self._sum(product) / self.count - (mean - shift)[:, :, None] * self._rest[:, None, :]
 
     def predicted(self, weight: Array, bias: Array) -> Array:
         """What a layer with ``weight`` (g, O, K) and ``bias`` (g, O) makes of x: (g, n, O), in the precision of x."""
@@ -65,17 +65,17 @@ class Samples:
         return out
 
     def _mean(self, values: Array) -> Array:
-        return np.asarray(self._sum(lambda part: values[:, part].sum(axis=1, dtype=np.float64)) / self._count)
+        return np.asarray(self._sum(lambda part: values[:, part].sum(axis=1, dtype=np.float64)) / self.count)
 
     def _sum(self, of: Callable[[slice], Array]) -> Array:
-        parts = self._workers.blocks(of, self._count, self._block)
+        parts = self._workers.blocks(of, self.count, self._block)
         total = next(parts).astype(np.float64)
         for part in parts:
             total += part
         return total
 
     def _in_blocks(self, work: Callable[[slice], None]) -> None:
-        for _ in self._workers.blocks(work, self._count, self._block):
+        for _ in self._workers.blocks(work, self.count, self._block):
             pass
 
 
@@ -83,19 +83,21 @@ class Samples:
 class Moments:
     """Centred moments per group, float64.
 
-    ``mean_x``: (g, K); ``mean_t``: (g, O); ``gram``: (g, K, K), E[x x']; ``cross``: (g, O, K), E[t x'].
+    ``mean_x``: (g, K); ``mean_t``: (g, O); ``gram``: (g, K, K), E[x x']; ``cross``: (g, O, K), E[t x']; ``count``
+    samples behind them.
     """
 
     mean_x: Array
     mean_t: Array
     gram: Array
     cross: Array
+    count: int
 
     @classmethod
     def of(cls, samples: Samples, t: Array) -> Moments:
         """From patches and the values ``t`` (g, n, O) that are wanted there."""
         mean, cross = samples.cross(t)
-        return cls(samples.mean, mean, samples.gram(), cross)
+        return cls(samples.mean, mean, samples.gram(), cross, samples.count)
 
     def retarget(self, samples: Samples, t: Array) -> Moments:
         """The same patches with other values wanted; the Gram matrix is kept."""

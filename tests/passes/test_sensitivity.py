@@ -110,7 +110,6 @@ def test_moments_are_those_of_the_patches() -> None:
             scale = np.abs(both).max()  # the walk is in float32
             np.testing.assert_allclose(moments.gram[g], both[:k, :k], rtol=0, atol=1e-5 * scale)
             np.testing.assert_allclose(moments.cross[g], both[k:, :k], rtol=0, atol=1e-5 * scale)
-            np.testing.assert_allclose(moments.energy[g], np.diag(both)[k:], rtol=0, atol=1e-5 * scale)
             np.testing.assert_allclose(moments.mean_x[g], columns[g].mean(0), rtol=0, atol=1e-5)
 
 

@@ -22,6 +22,7 @@ from codegen.asic_compile.run import call_host, run_network, run_program
 from codegen.asic_latency import AsicLatency
 from codegen.quantized.frontend import read_qdq
 from codegen.quantized.graph import QuantizedGraph
+from codegen.quantized.onnx_network import integer_options
 from codegen.quantized.reference import run_quantized
 from passes.errors import UnsupportedError
 from tests.codegen.asic_compile.random_networks import Network, residual_network
@@ -180,7 +181,7 @@ def test_what_gives_floats_at_the_end_runs_behind_the_program(tmp_path: Path) ->
     onnx.save(model, path)
     found = compiled(read_qdq(path))
     y, _ = run_network(found, load_spec(), {name: x})
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(path), integer_options(signed=True), ["CPUExecutionProvider"])
     truth = np.concatenate([session.run(None, {name: row[None]})[0] for row in x])
     np.testing.assert_allclose(y["shares"], truth, rtol=0, atol=1e-6)
     assert [operation.op for operation in found.tail] and found.host_rows

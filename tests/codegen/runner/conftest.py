@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
+from codegen import onnx_runs
 from codegen.runner.build import build_runner
 from codegen.tvm_build import Binary, build
 
@@ -23,9 +23,7 @@ DTYPES = ("float32", "float64", "float16", "int8", "int16", "int32", "int64", "u
 
 
 def in_onnxruntime(model: Path, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    session = onnx_runs.session(model)
     names = [output.name for output in session.get_outputs()]
     return dict(zip(names, session.run(names, dict(feeds)), strict=True))
 
