@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,13 +21,13 @@ from codegen.memory import (
     load_scores,
     save_scores,
 )
-from codegen.walks import head, outputs_under, relative_error, whitened_chain
+from codegen.walks import head, outputs_under, outputs_under_each, relative_error, whitened_chain
 from passes import registry
 from passes.core.cost import METRICS, Cost, Kind, LatencyModel, OpWork, StageWork
 from passes.core.factor import FactorFormat, Rank
 from passes.core.metric import OutputMetric
 from passes.core.moments import Moments
-from passes.core.site import Site
+from passes.core.site import Chain, Site
 from passes.correct import Choice, Correction, Original
 from passes.graph import Note
 from passes.onnx_graph import OnnxGraph
@@ -363,6 +364,12 @@ def output_metrics(space: Space, stepper: Stepper, feeds: Feeds, effort: Effort,
     return {s.name: output_metric(s, found[s.name], ROOT_FLOOR) for s in space.sites if s.name in found}
 
 
+def _medium(scored: ScoredSite) -> tuple[Candidate, float]:
+    """The candidate, but the dense layer, whose relative error is nearest to PROBE_ERROR, and that error."""
+    index = 1 + int(np.argmin(np.abs(np.log(np.maximum(scored.relative[1:], 1e-12) / PROBE_ERROR))))
+    return scored.candidates[index], float(scored.relative[index])
+
+
 def sensitivities(
     space: Space,
     stepper: Stepper,
@@ -386,13 +393,18 @@ def sensitivities(
     found: dict[str, float] = {}
     with events.stage("measure sensitivities", len(sites)) as progress:
         before = outputs_under(stepper, parts, {})
+        errors: dict[str, float] = {}
+        chains: dict[str, Callable[[], Chain]] = {}
         for site in sites:
-            scored = space.scored[site.name]
-            index = 1 + int(np.argmin(np.abs(np.log(np.maximum(scored.relative[1:], 1e-12) / PROBE_ERROR))))
-            candidate = scored.candidates[index]
-            chain = whitened_chain(site, Choice(candidate.format, candidate.rank), moments[site.name], ridge)
-            after = outputs_under(stepper, parts, {site.name: chain})
-            found[site.name] = relative_error(after, before) ** 2 / max(float(scored.relative[index]), 1e-12)
-            progress.advance(1, site.name)
+            candidate, errors[site.name] = _medium(space.scored[site.name])
+            choice = Choice(candidate.format, candidate.rank)
+            chains[site.name] = partial(whitened_chain, site, choice, moments[site.name], ridge)
+
+        def seen(name: str, after: Mapping[str, torch.Tensor]) -> None:
+            found[name] = relative_error(after, before) ** 2 / max(errors[name], 1e-12)
+            progress.advance(1, name)
+
+        outputs_under_each(stepper, parts, chains, seen)
+    found = {site.name: found[site.name] for site in sites}
     level = float(np.exp(np.mean(np.log(np.maximum(list(found.values()), 1e-12)))))
     return {name: max(value, 1e-12) / level for name, value in found.items()}

@@ -14,7 +14,7 @@ from passes.core.moments import Moments
 from passes.core.site import Array, Chain, Site, compose
 from passes.core.streamed import LARGE_BYTES, StreamedSvd, streams
 from passes.correct import Choice
-from passes.onnx_stepper import Feeds, Stepper
+from passes.onnx_stepper import Feeds, Stepper, Stop, finish
 from passes.torch_apply import run_chain
 
 FeedsOf = Callable[[Dataset], Feeds]
@@ -45,9 +45,35 @@ def head(feeds: Feeds, count: int, batch: int = 64) -> list[Mapping[str, Array]]
 def outputs_under(stepper: Stepper, feeds: Feeds, chains: Mapping[str, Chain]) -> dict[str, torch.Tensor]:
     """The network's outputs with ``chains`` in the places of their sites."""
     with torch.no_grad():
-        return stepper.run(
-            feeds, lambda stop: run_chain(stop.site, chains.get(stop.site.name, Chain((stop.site.stage,))), stop.input)
-        )
+        return stepper.run(feeds, lambda stop: _under(stop, chains.get(stop.site.name)))
+
+
+def outputs_under_each(
+    stepper: Stepper,
+    feeds: Feeds,
+    chain_of: Mapping[str, Callable[[], Chain]],
+    seen: Callable[[str, dict[str, torch.Tensor]], None],
+) -> None:
+    """Shows ``seen`` the network's outputs with a chain in the place of one site alone, for each site in ``chain_of``.
+
+    In the order of the walk. What is before a site is computed once for all.
+    """
+
+    def at_site(stop: Stop) -> torch.Tensor:
+        name = stop.site.name
+        if name in chain_of:
+            chain = chain_of[name]()
+            walk = None if stop.branch is None else stop.branch(_under(stop, chain))
+            seen(name, outputs_under(stepper, feeds, {name: chain}) if walk is None else finish(walk, _under))
+        return _under(stop)
+
+    with torch.no_grad():
+        stepper.run(feeds, at_site)
+
+
+def _under(stop: Stop, chain: Chain | None = None) -> torch.Tensor:
+    """What a chain makes of a site's input, or the site itself."""
+    return run_chain(stop.site, chain or Chain((stop.site.stage,)), stop.input)
 
 
 def relative_error(outputs: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor]) -> float:

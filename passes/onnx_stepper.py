@@ -12,6 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,13 +46,29 @@ class Epilogue:
     high: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stop:
-    """A pause of the walk: ``input`` is the site's, ``skip`` the value of its epilogue's branch where known."""
+    """A pause of the walk: ``input`` is the site's, ``skip`` the value of its epilogue's branch where known.
+
+    ``branch`` makes another walk that goes on from here with an output for the site, and that has to end while this one
+    pauses; None where several sets of inputs are walked side by side.
+    """
 
     site: Site
     input: Tensor
     skip: Tensor | None
+    branch: Callable[[Tensor], Walk] | None = None
+
+
+def finish(walk: Walk, at_site: Callable[[Stop], Tensor]) -> dict[str, Tensor]:
+    """The outputs of a walk with one function for every site that is left."""
+    try:
+        stop = next(walk)
+        while True:
+            stop = walk.send(at_site(stop))
+    except StopIteration as end:
+        result: dict[str, Tensor] = end.value
+        return result
 
 
 class Stepper:
@@ -149,6 +166,7 @@ class Stepper:
 
         The output becomes the walk's own: where no gradients are recorded, what is added to it and the clamp behind it
         are computed in its place. What a stop shows is never written to.
+
         ``feeds`` is one set of inputs or several. Several are walked side by side, and a stop shows them as one
         batch: that is how a network of fixed batch size is walked with many samples.
         """
@@ -177,15 +195,27 @@ class Stepper:
         return {name: torch.cat([e[name] for e in ended]) for name in ended[0] if ended[0][name].ndim}
 
     def _walk(self, feeds: Mapping[str, Array | Tensor]) -> Walk:
-        env: dict[str, Tensor] = {name: _laid_out(_tensor(value)) for name, value in feeds.items()}
-        left = Counter(self._uses)
+        env = {name: _laid_out(_tensor(value)) for name, value in feeds.items()}
+        return self._walk_from(0, env, Counter(self._uses))
+
+    def _walk_from(
+        self, start: int, env: dict[str, Tensor], left: Counter[str], given: Mapping[str, Tensor] | None = None
+    ) -> Walk:
+        """A walk from node ``start`` on with the values ``env``, which are still read as often as ``left`` says.
+
+        ``given``: the output of the site that ``start`` is, at which it then does not stop.
+        """
         own: set[str] = set()  # what nobody else has, and one operator reads
-        for index, node in enumerate(self.nodes):
+        for index, node in enumerate(self.nodes[start:], start):
             site = next((self.sites[out] for out in node.output if out in self.sites), None)
             if site is not None:
-                skip = self.epilogues[site.output].skip
-                own -= {site.input, skip or ""}
-                env[site.output] = yield Stop(site, env[site.input], env.get(skip) if skip else None)
+                if given is not None and index == start:
+                    env |= given
+                else:
+                    skip = self.epilogues[site.output].skip
+                    own -= {site.input, skip or ""}
+                    branch = partial(self._branch, index, env, left)
+                    env[site.output] = yield Stop(site, env[site.input], env.get(skip) if skip else None, branch)
                 own |= self._read_once(site.output)
             elif target := self._replaceable(node, env, own):
                 others = [self._value(name, env) for name in node.input if name != target]
@@ -200,16 +230,13 @@ class Stepper:
                     env.pop(name, None)
         return {name: env[name] if name in env else self.constants[name] for name in self.outputs}
 
+    def _branch(self, index: int, env: Mapping[str, Tensor], left: Counter[str], y: Tensor) -> Walk:
+        (output,) = (out for out in self.nodes[index].output if out in self.sites)
+        return self._walk_from(index, dict(env), Counter(left), {output: y})
+
     def run(self, feeds: Feeds, at_site: Callable[[Stop], Tensor]) -> dict[str, Tensor]:
         """A whole walk with one function for every site."""
-        walk = self.walk(feeds)
-        try:
-            stop = next(walk)
-            while True:
-                stop = walk.send(at_site(stop))
-        except StopIteration as end:
-            result: dict[str, Tensor] = end.value
-            return result
+        return finish(self.walk(feeds), at_site)
 
     def _value(self, name: str, env: Mapping[str, Tensor]) -> Tensor:
         return env[name] if name in env else self.constants[name]

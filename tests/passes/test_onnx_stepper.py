@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from passes.core.site import Chain
 from passes.onnx_graph import OnnxGraph
-from passes.onnx_stepper import Epilogue, Stepper, Stop, reads
+from passes.onnx_stepper import Epilogue, Stepper, Stop, finish, reads
 from passes.torch_apply import run_chain
 from tests.onnx_models import batchnorm_weights, normal, onnx_model
 
@@ -114,6 +114,26 @@ def test_what_a_stop_shows_is_not_written_to() -> None:
         found = stepper.run({"x": x}, at_site)
     assert any(value.shape[1] == 4 for value, _ in shown) and all(torch.equal(*both) for both in shown)
     np.testing.assert_allclose(found["y"].numpy(), graph.run({"x": x})[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_branch_goes_on_with_another_output_and_leaves_the_walk_as_it_was(gradients: bool) -> None:
+    graph, stepper = network(RESIDUAL, RESIDUAL_WEIGHTS)
+    feeds = {"x": normal(2, 3, 8, 8, seed=1)}
+    found: dict[str, torch.Tensor] = {}
+
+    def at_site(stop: Stop) -> torch.Tensor:
+        assert stop.branch is not None
+        found[stop.site.output] = finish(stop.branch(2 * dense(stop)), dense)["y"]
+        return dense(stop)
+
+    with torch.set_grad_enabled(gradients):
+        unchanged = stepper.run(feeds, at_site)["y"]
+        np.testing.assert_allclose(unchanged.numpy(), graph.run(feeds)[0], rtol=1e-4, atol=1e-4)
+        assert found.keys() == stepper.sites.keys()
+        for output, one in found.items():
+            wanted = stepper.run(feeds, lambda stop, o=output: dense(stop) * (2 if stop.site.output == o else 1))["y"]
+            assert torch.equal(one, wanted) and not torch.equal(one, unchanged)
 
 
 BRANCHED = """
