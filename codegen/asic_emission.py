@@ -218,4 +218,6 @@ def _accuracy(request: EmissionRequest, program: AsicProgram) -> float | None:
     if data is None or data.labels is None:
         return None
     with request.events.stage("evaluate the quantized network"):
-        return top1(Path(program.quantized), data, options=program.options)
+        options = program.options
+        options.intra_op_num_threads = 0  # as many as there are cores
+        return top1(Path(program.quantized), data, options=options)

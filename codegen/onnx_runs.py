@@ -20,7 +20,7 @@ Array = NDArray[Any]
 
 
 def session(path: Path, options: onnxruntime.SessionOptions | None = None) -> onnxruntime.InferenceSession:
-    """A session on the file, in this process; without ``options`` one whose 8-bit sums are exact."""
+    """A session on the file, in this process; without ``options`` one whose 8-bit sums are exact where that can be."""
     if options is not None:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     options = onnxruntime.SessionOptions()

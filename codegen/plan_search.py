@@ -130,6 +130,13 @@ class PlanSearch:
 
     def run(self, workspace: Memory) -> Attempt:
         """The best attempt; its chains are ready to be put into the network."""
+        try:
+            return self._run(workspace)
+        finally:
+            if self.space is not None:
+                self.space.original.forget()
+
+    def _run(self, workspace: Memory) -> Attempt:
         solver = self.solver
         self.stepper = self._walkable()
         feeds = None if self.stepper is None else self.feeds_of(self.data)

@@ -154,11 +154,11 @@ def fit_finally(attempt: Attempt, space: Space, mirrored: Mirrored, correction: 
 
     Every third of these is seen as the original network has it, too. The loss stays that by which it was chosen, if so.
     """
+    space.original.forget()
     name = attempt_name(attempt.choices, True) + "-fitted"
     known = _known(attempt, name, space)
     if known is not None:
         return known
-    space.original.forget()
     stepper = mirrored.stepper
     walked = {site.name for site in stepper.sites.values()}
     choices = {name: choice for name, choice in attempt.choices.items() if name in walked}

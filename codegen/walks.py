@@ -56,15 +56,18 @@ def outputs_under_each(
 ) -> None:
     """Shows ``seen`` the network's outputs with a chain in the place of one site alone, for each site in ``chain_of``.
 
-    In the order of the walk. What is before a site is computed once for all.
+    What is before a site is computed once for all, where ``feeds`` is one set of inputs.
     """
+    if not isinstance(feeds, Mapping) and len(feeds) > 1:
+        for name, chain in chain_of.items():
+            seen(name, outputs_under(stepper, feeds, {name: chain()}))
+        return
 
     def at_site(stop: Stop) -> torch.Tensor:
         name = stop.site.name
         if name in chain_of:
-            chain = chain_of[name]()
-            walk = None if stop.branch is None else stop.branch(_under(stop, chain))
-            seen(name, outputs_under(stepper, feeds, {name: chain}) if walk is None else finish(walk, _under))
+            assert stop.branch is not None
+            seen(name, finish(stop.branch(_under(stop, chain_of[name]())), _under))
         return _under(stop)
 
     with torch.no_grad():

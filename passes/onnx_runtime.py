@@ -29,10 +29,11 @@ _OBSERVED_ELEMENTS = 1 << 27
 
 
 def exact_session(model: str | bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
-    """A session on a file or its bytes, on the CPU, in which sums of 8-bit products do not saturate.
+    """A session on a file or its bytes, on the CPU, in which sums of 8-bit products do not saturate where that can be.
 
     Processors of x86 without VNNI add pairs of products of uint8 and int8 up in 16 bits, unless onnxruntime is told to
-    take a slower way. That way has no kernels for operators that are written out for int8, which need none.
+    take a slower way. That way takes constant weights, and has no kernels for operators that are written out for int8,
+    which need none: a network that has those, and others for uint8, keeps the fast kernels.
     """
     providers = ["CPUExecutionProvider"]
     options.add_session_config_entry(_EXACT, "1")

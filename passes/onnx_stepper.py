@@ -62,13 +62,14 @@ class Stop:
 
 def finish(walk: Walk, at_site: Callable[[Stop], Tensor]) -> dict[str, Tensor]:
     """The outputs of a walk with one function for every site that is left."""
-    try:
-        stop = next(walk)
-        while True:
-            stop = walk.send(at_site(stop))
-    except StopIteration as end:
-        result: dict[str, Tensor] = end.value
-        return result
+    answer: Tensor | None = None
+    while True:
+        try:
+            stop = next(walk) if answer is None else walk.send(answer)
+        except StopIteration as end:
+            result: dict[str, Tensor] = end.value
+            return result
+        answer = at_site(stop)
 
 
 class Stepper:

@@ -190,6 +190,7 @@ def _ranges(
         calibrate_method=methods[method],
         extra_options=options,
     )
+    calibrator.infer_session = None  # its own one
     calibrator.infer_session = _yielding(calibrator)
     names = [value.name for value in model.graph.input]
     count = 0

@@ -22,7 +22,9 @@ class Samples:
     """
 
     def __init__(self, x: Array, workers: Workers = ALONE, block: int = BLOCK) -> None:
-        """``x``: (g, n, K) floating. It is taken over: its mean is taken off in place."""
+        """``x``: (g, n, K) floating, n > 0. It is taken over: its mean is taken off in place."""
+        if not x.shape[1]:
+            raise ValueError("there are no samples to measure")
         self._workers, self._block = workers, block
         self._x, self.count = x, x.shape[1]
         self.mean = self._mean(x)

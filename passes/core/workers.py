@@ -93,7 +93,7 @@ class Workers:
                     end = found
                 else:
                     held.append(found[0])
-            while held and min(places) > passed:
+            while held and min(places, default=passed + 1) > passed:
                 passed += 1
                 yield held.popleft()
 

@@ -131,7 +131,7 @@ def test_full_rank_reproduces_the_outputs() -> None:
 def same(one: dict[str, Chain], other: dict[str, Chain]) -> bool:
     assert one.keys() == other.keys()
     return all(
-        np.array_equal(a.weight, b.weight) and np.array_equal(a.bias, b.bias) if b.bias is not None else a.bias is None
+        np.array_equal(a.weight, b.weight) and (a.bias is None if b.bias is None else np.array_equal(a.bias, b.bias))
         for name in one
         for a, b in zip(one[name].stages, other[name].stages, strict=True)
     )

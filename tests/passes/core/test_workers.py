@@ -74,7 +74,7 @@ def test_an_error_in_a_lane_arrives(threads: int) -> None:
     with Workers(threads) as workers, pytest.raises(ArithmeticError, match="the third"):
         for number in workers.abreast(_numbers([]), [fails, lambda _: None]):
             passed.append(number)
-    assert passed == [0, 1, 2]
+    assert passed in ([[0, 1, 2]] if threads == 1 else [[0, 1], [0, 1, 2]])  # one lane may be an item ahead
 
 
 @pytest.mark.parametrize("threads", [1, 2])
