@@ -197,26 +197,20 @@ class Stepper:
 
     def _walk(self, feeds: Mapping[str, Array | Tensor]) -> Walk:
         env = {name: _laid_out(_tensor(value)) for name, value in feeds.items()}
-        return self._walk_from(0, env, Counter(self._uses))
+        return self._walk_from(0, env, Counter(self._uses), set())
 
-    def _walk_from(
-        self, start: int, env: dict[str, Tensor], left: Counter[str], given: Mapping[str, Tensor] | None = None
-    ) -> Walk:
+    def _walk_from(self, start: int, env: dict[str, Tensor], left: Counter[str], own: set[str]) -> Walk:
         """A walk from node ``start`` on with the values ``env``, which are still read as often as ``left`` says.
 
-        ``given``: the output of the site that ``start`` is, at which it then does not stop.
+        ``own``: those that nobody else has, and that one operator reads.
         """
-        own: set[str] = set()  # what nobody else has, and one operator reads
         for index, node in enumerate(self.nodes[start:], start):
             site = next((self.sites[out] for out in node.output if out in self.sites), None)
             if site is not None:
-                if given is not None and index == start:
-                    env |= given
-                else:
-                    skip = self.epilogues[site.output].skip
-                    own -= {site.input, skip or ""}
-                    branch = partial(self._branch, index, env, left)
-                    env[site.output] = yield Stop(site, env[site.input], env.get(skip) if skip else None, branch)
+                skip = self.epilogues[site.output].skip
+                own -= {site.input, skip or ""}
+                branch = partial(self._branch, index, site.output, env, left)
+                env[site.output] = yield Stop(site, env[site.input], env.get(skip) if skip else None, branch)
                 own |= self._read_once(site.output)
             elif target := self._replaceable(node, env, own):
                 others = [self._value(name, env) for name in node.input if name != target]
@@ -225,15 +219,13 @@ class Stepper:
             else:
                 values = self._evaluate(index, node, env)
                 env.update((name, value) for name, value in zip(node.output, values, strict=False) if name)
-            for name in reads(node):
-                left[name] -= 1
-                if not left[name]:
-                    env.pop(name, None)
-        return {name: env[name] if name in env else self.constants[name] for name in self.outputs}
+            _let_go(node, env, left)
+        return {name: self._value(name, env) for name in self.outputs}
 
-    def _branch(self, index: int, env: Mapping[str, Tensor], left: Counter[str], y: Tensor) -> Walk:
-        (output,) = (out for out in self.nodes[index].output if out in self.sites)
-        return self._walk_from(index, dict(env), Counter(left), {output: y})
+    def _branch(self, index: int, output: str, env: Mapping[str, Tensor], left: Counter[str], y: Tensor) -> Walk:
+        values, left = {**env, output: y}, Counter(left)
+        _let_go(self.nodes[index], values, left)
+        return self._walk_from(index + 1, values, left, self._read_once(output))
 
     def run(self, feeds: Feeds, at_site: Callable[[Stop], Tensor]) -> dict[str, Tensor]:
         """A whole walk with one function for every site."""
@@ -243,7 +235,7 @@ class Stepper:
         return env[name] if name in env else self.constants[name]
 
     def _read_once(self, name: str) -> set[str]:
-        return {name} if self._uses[name] == 1 and name not in self.outputs else set()
+        return {name} if self._uses[name] == 1 else set()  # the network's outputs are uses, too
 
     def _replaceable(self, node: NodeProto, env: Mapping[str, Tensor], own: Collection[str]) -> str:
         """The input of an operator, one of ``own``, that its result may be written over; "" for none."""
@@ -292,6 +284,14 @@ class Stepper:
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
         return self._sessions[index]
+
+
+def _let_go(node: NodeProto, env: dict[str, Tensor], left: Counter[str]) -> None:
+    """Takes what a computed node has read for the last time out of ``env``."""
+    for name in reads(node):
+        left[name] -= 1
+        if not left[name]:
+            env.pop(name, None)
 
 
 def reads(node: NodeProto) -> list[str]:
