@@ -60,7 +60,7 @@ class AsicProgram:
     @property
     def options(self) -> onnxruntime.SessionOptions:
         """Of a session that computes the quantized network as the program does."""
-        return integer_options(any(tensor.signed for tensor in self.graph.tensors.values()))
+        return integer_options(self.graph.signed)
 
     def _shape(self, tensor: str) -> tuple[int, ...]:
         graph = self.graph

@@ -11,7 +11,7 @@ from codegen.child_process import reply
 from codegen.tune.device import Device
 from codegen.tune.schedule import Schedule
 from codegen.tune.workload import Workload
-from codegen.tvm_kernels.imports import load_tvm
+from codegen.tvm_kernels.imports import load_importer
 from codegen.tvm_network import Lowered, compile_network
 from codegen.tvm_network_onnx import Refused, free_inputs, is_coarse, is_symbolic, prepared
 
@@ -66,10 +66,5 @@ def _build(request: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _prepare() -> None:
-    load_tvm()
-    from tvm.relax.frontend.onnx import onnx_frontend  # noqa: F401
-
-
 if __name__ == "__main__":
-    reply(_build, Refused, _prepare)
+    reply(_build, Refused, load_importer)

@@ -15,7 +15,7 @@ from typing import Any
 from codegen.child_process import reply
 from codegen.runner.attach import attach, describe
 from codegen.tune.device import Device
-from codegen.tvm_kernels.imports import load_tvm
+from codegen.tvm_kernels.imports import load_importer, load_tvm
 from codegen.tvm_network import compiled, imported, lowered
 from codegen.tvm_network_link import linker
 from codegen.tvm_network_onnx import Refused
@@ -44,11 +44,6 @@ def source(segments: list[dict[str, Any]]) -> str:
 
 def _symbol(segment: int) -> str:
     return f"rankc_segment_{segment}"
-
-
-def _prepare() -> None:
-    load_tvm()
-    from tvm.relax.frontend.onnx import onnx_frontend  # noqa: F401
 
 
 def _build(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,4 +83,4 @@ def _build(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    reply(_build, Refused, _prepare)
+    reply(_build, Refused, load_importer)

@@ -236,6 +236,11 @@ class QuantizedGraph:
     constants: dict[str, NDArray[Any]] = field(default_factory=dict)
     host_tensors: dict[str, HostTensor] = field(default_factory=dict)
 
+    @property
+    def signed(self) -> bool:
+        """Whether any of its bytes are int8."""
+        return any(tensor.signed for tensor in self.tensors.values())
+
 
 def average_multiplier(x: QTensor, y: QTensor, count: int) -> np.float32:
     """What the sum of ``count`` taps is multiplied by: x_scale / (y_scale * count), in float32."""

@@ -56,7 +56,7 @@ def host_session(graph: QuantizedGraph, operation: QHost) -> Callable[[Mapping[s
         opset_imports=list(model.opset_import),
         ir_version=model.ir_version,
     )
-    options = integer_options(any(tensor.signed for tensor in graph.tensors.values()))
+    options = integer_options(graph.signed)
     session = onnxruntime.InferenceSession(whole.SerializeToString(), options, ["CPUExecutionProvider"])
     wanted = [o.name for o in outputs]
 

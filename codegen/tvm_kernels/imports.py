@@ -23,6 +23,12 @@ def load_tvm() -> Any:
     return tvm
 
 
+def load_importer() -> None:
+    """What compiling an ONNX file takes: TVM and its frontend. For a process that has no request yet."""
+    load_tvm()
+    importlib.import_module("tvm.relax.frontend.onnx.onnx_frontend")
+
+
 @contextmanager
 def quick_imports() -> Iterator[None]:
     """Disarms ``inspect.stack`` and hides a torch that is not loaded yet, while TVM's modules are imported."""
