@@ -7,23 +7,27 @@ from typing import Any
 from accel_sim.spec import MachineSpec
 
 
-def layer_energy_pj(spec: MachineSpec, price: Any, macs: int) -> float:
-    """Energy of a priced layer; ``price`` is one record of :data:`accel_sim.pricing.candidate.PRICE`.
+def layer_energies_pj(spec: MachineSpec, prices: Any, macs: Any) -> Any:
+    """Energy of priced layers; ``prices``: records of :data:`accel_sim.pricing.candidate.PRICE`, an array or one of it.
 
-    ``macs`` are the useful ones: elements that hold a zero weight or no input are taken as gated.
+    ``macs``, of the same shape, are the useful ones: elements that hold a zero weight or no input are taken as gated.
     """
     table = spec.energy
-    moved = ("input_bytes", "weight_bytes", "residual_bytes", "output_bytes")
-    dram_bytes = sum(int(price[name]) for name in moved)
+    dram_bytes = prices["input_bytes"] + prices["weight_bytes"] + prices["residual_bytes"] + prices["output_bytes"]
     return (
         macs * table.mac_pj
-        + int(price["scratchpad_read_bytes"]) * table.scratchpad_read_pj_per_byte
-        + int(price["scratchpad_write_bytes"]) * table.scratchpad_write_pj_per_byte
-        + int(price["accumulator_read_bytes"]) * table.accumulator_read_pj_per_byte
-        + int(price["accumulator_write_bytes"]) * table.accumulator_write_pj_per_byte
+        + prices["scratchpad_read_bytes"] * table.scratchpad_read_pj_per_byte
+        + prices["scratchpad_write_bytes"] * table.scratchpad_write_pj_per_byte
+        + prices["accumulator_read_bytes"] * table.accumulator_read_pj_per_byte
+        + prices["accumulator_write_bytes"] * table.accumulator_write_pj_per_byte
         + dram_bytes * table.dram_pj_per_byte
-        + int(price["cycles"]) * table.static_pj_per_cycle
+        + prices["cycles"] * table.static_pj_per_cycle
     )
+
+
+def layer_energy_pj(spec: MachineSpec, price: Any, macs: int) -> float:
+    """:func:`layer_energies_pj` of one record."""
+    return float(layer_energies_pj(spec, price, macs))
 
 
 def vector_energy_pj(spec: MachineSpec, cycles: int, dram_bytes: int, operations: int) -> float:

@@ -22,6 +22,7 @@ from codegen.asic_binary.segments import Cut, cut
 from codegen.asic_compile.compile import compile_graph
 from codegen.asic_latency import AsicLatency
 from codegen.asic_program import AsicProgram, baseline_cycles, compare, make_program, program_report
+from codegen.child_process import Child
 from codegen.emission import LIBRARY, Emission, EmissionRequest, emit_host_library
 from codegen.events import Events, RecordingEvents
 from codegen.quantized.graph import QuantizedGraph
@@ -47,17 +48,26 @@ _TRACED_INSTRUCTIONS = 50_000
 
 
 class _Processes(ExitStack):
-    """What one emission runs apart from itself."""
+    """What one emission runs apart from itself, started one by one, or at the latest when it is asked for."""
 
     def __init__(self) -> None:
         super().__init__()
-        try:
-            self.host_compiler = self.enter_context(tvm_build.compiler())
-            self.compiler = self.enter_context(compiler())
-            self.simulator = self.enter_context(simulator())
-        except BaseException:
-            self.close()
-            raise
+        self._children: list[Child] = []
+
+    def start_one(self) -> bool:
+        """Starts one more; False where all of them run."""
+        makers = (tvm_build.compiler, compiler, simulator)
+        if len(self._children) == len(makers):
+            return False
+        self._children.append(self.enter_context(makers[len(self._children)]()))
+        return True
+
+    def all_three(self) -> tuple[Child, Child, Child]:
+        """Those that compile for the host and for the machine, and the one that simulates the machine."""
+        while self.start_one():
+            pass
+        host_compiler, library_compiler, simulated = self._children
+        return host_compiler, library_compiler, simulated
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,10 +80,11 @@ class AsicEmitter:
     prices: AsicLatency
     _started: list[_Processes] = field(default_factory=list, init=False, repr=False)
 
-    def get_ready(self) -> None:
-        """Starts the processes of the next emission: they import what they need while other work goes on."""
+    def get_ready(self) -> bool:
+        """Starts one more process of the next emission: it imports what it needs while other work goes on."""
         if not self._started:
             self._started.append(_Processes())
+        return self._started[0].start_one()
 
     def close(self) -> None:
         """Ends what was started and not used."""
@@ -93,8 +104,9 @@ class AsicEmitter:
         ):
             apart = RecordingEvents()
             own = replace(request, events=apart)
-            waiting = beside.submit(emit_host_library, own, HOST_LIBRARY, processes.host_compiler)
-            emission = self._for_the_machine(request, processes)
+            host_compiler, *for_the_machine = processes.all_three()
+            waiting = beside.submit(emit_host_library, own, HOST_LIBRARY, host_compiler)
+            emission = self._for_the_machine(request, *for_the_machine)
             with request.events.stage("compile for the host"):
                 host = waiting.result()
         for text in apart.warnings:
@@ -108,8 +120,10 @@ class AsicEmitter:
         artifacts = emission.artifacts | {"host_binary": host.artifacts["binary"]}
         return replace(emission, artifacts=artifacts, check=emission.check or host.check)
 
-    def _for_the_machine(self, request: EmissionRequest, processes: _Processes | None = None) -> Emission:
-        """All but the library for the host alone; ``processes`` to build and run with, where it is no draft."""
+    def _for_the_machine(
+        self, request: EmissionRequest, library_compiler: Child | None = None, simulated: Child | None = None
+    ) -> Emission:
+        """All but the library for the host alone; what builds and runs the other one, where it is no draft."""
         artifacts: dict[str, str | None] = {"binary": None, "program": None}
         try:
             program = self._program(request)
@@ -134,8 +148,7 @@ class AsicEmitter:
         samples = _bound(program.graph, request.samples)[:_CHECKED_SAMPLES]
         with request.events.stage("check the program"):
             agreement, outputs = compare(program, samples)
-        assert processes is not None
-        check = self._library(request, program, samples, outputs, processes)
+        check = self._library(request, program, samples, outputs, library_compiler, simulated)
         if check is not None:
             artifacts["binary"] = LIBRARY
         report = program_report(program, request.baseline, agreement, _accuracy(request, program))
@@ -168,7 +181,8 @@ class AsicEmitter:
         program: AsicProgram,
         samples: Sequence[Mapping[str, NDArray[Any]]],
         outputs: Sequence[Mapping[str, NDArray[Any]]],
-        processes: _Processes,
+        library_compiler: Child | None,
+        simulated: Child | None,
     ) -> BinaryCheck | None:
         """Builds model.so and holds it to the engine's own outputs and cycles; None, and a warning, without one."""
         events = request.events
@@ -177,14 +191,14 @@ class AsicEmitter:
             programs = [program.compiled.program] if _is_whole(parts) else [
                 compile_graph(segment.graph, self.spec, self.prices).program for segment in parts.segments
             ]  # fmt: skip
-            binary = build(parts, [encode(p) for p in programs], request.folder / LIBRARY, child=processes.compiler)
+            binary = build(parts, [encode(p) for p in programs], request.folder / LIBRARY, child=library_compiler)
         if isinstance(binary, NoBinary):
             events.warning(f"no {LIBRARY}: {binary.reason}")
             return None
         wanted = [[found[name] for name in program.graph.output_names] for found in outputs]
         with events.stage("check the library"):
             try:
-                made, cycles = run_library(binary, self.machine, self.options, samples, child=processes.simulator)
+                made, cycles = run_library(binary, self.machine, self.options, samples, child=simulated)
                 found = difference(made, wanted)
                 if not found.within(1e-6, 1e-6):
                     raise VerificationError(

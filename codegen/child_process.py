@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from codegen.heap import collect_seldom
+
 _PR_SET_PDEATHSIG = 1
 _ROOT = Path(__file__).resolve().parents[1]
 _GO = b"go\n"
@@ -116,6 +118,7 @@ def reply(
     {"reason": its message}; other errors end the process.
     """
     end_with_parent()
+    collect_seldom()
     asked, answered = map(Path, sys.argv[1:])
     prepare()
     if sys.stdin.buffer.readline() != _GO:

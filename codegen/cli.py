@@ -21,7 +21,7 @@ from codegen.cli_simulate import simulate
 from codegen.cli_streams import INTERRUPTED
 from codegen.cli_train import train
 from codegen.cli_tune import tune
-from codegen.heap import keep_freed_memory
+from codegen.heap import collect_seldom, keep_freed_memory
 from codegen.runner.command import run_library
 from passes.errors import UsageError
 
@@ -197,6 +197,7 @@ def _main(arguments: list[str], checkout: Path | None) -> int:
     try:
         _check_origin(checkout)
         keep_freed_memory()
+        collect_seldom()
         code = app(args=arguments, prog_name="rankc", standalone_mode=False)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -102,7 +102,9 @@ def _lower(config: LowerConfig, target: Target, run: RecordingEvents, finish: Fi
         with run.stage("canonicalize"):
             instruments = [] if config.dump_ir is None else [DumpIR(workspace.place(config.dump_ir))]
             network, canonical = run_checked(CANONICAL, original, one, instruments, run)
-        if recovery is not None:
+        if recovery is None:
+            target.get_ready()  # what it starts takes a core that the first stages leave idle
+        else:
             recovery.check(network)
         emitted = None
         if target.baseline is not None:

@@ -141,6 +141,8 @@ class PlanSearch:
         self.stepper = self._walkable()
         feeds = None if self.stepper is None else self.feeds_of(self.data)
         config = self.config
+        while self.training is None and self.target.get_ready():  # else there is training between here and emission
+            pass
         self.space = build_space(
             self.network,
             self.target.latency,
@@ -162,7 +164,7 @@ class PlanSearch:
             attempt = self._replayed(self.config.plan)
             if twin is None or self._out_of_time():
                 return carry_out(attempt, self.space, self.stepper, feeds, correction, self.run_events)
-            return self._fitted(attempt, twin)
+            return fit_finally(attempt, self.space, twin, self.correction, self.run_events)
         if self.searching is not None and self.space.sites:
             attempt, self.trace = self._searched(self.searching, feeds, correction, twin)
         elif self.budgets or not self.space.sites:
@@ -201,12 +203,6 @@ class PlanSearch:
             return attempt  # as it was judged: the error is what limits it
         if twin is None or self._out_of_time():
             return attempt
-        return self._fitted(attempt, twin)
-
-    def _fitted(self, attempt: Attempt, twin: Mirrored) -> Attempt:
-        assert self.space is not None
-        if self.training is None:  # else what follows is training
-            self.target.get_ready()
         return fit_finally(attempt, self.space, twin, self.correction, self.run_events)
 
     def _mirrored(self, feeds: Feeds | None) -> Mirrored | None:

@@ -32,6 +32,10 @@ def _nothing() -> None:
     pass
 
 
+def _nothing_left() -> bool:
+    return False
+
+
 @dataclass(frozen=True, eq=False)
 class Target:
     """A resolved target. ``name`` as it was written; ``spec`` as JSON values; ``latency`` its price list.
@@ -39,8 +43,8 @@ class Target:
     ``clock_hz`` converts between cycles and seconds, None where there is no one clock. ``versions``: package -> version
     of everything that can change a result on it. ``baseline``: what the emitted files of the network as it came would
     cost, where such files have a cost of their own. ``metrics``: what budgets may limit. ``tuned``: the same target
-    under a run's options of tuning, None for one that is not tuned. ``get_ready`` says that ``emit`` is soon called:
-    what is slow to start starts. ``close`` ends what it has running.
+    under a run's options of tuning, None for one that is not tuned. ``get_ready`` starts one more of the things that
+    ``emit`` is going to need and that are slow to start; False where none is left. ``close`` ends what is running.
     """
 
     name: str
@@ -52,7 +56,7 @@ class Target:
     baseline: Baseline | None = None
     metrics: tuple[str, ...] = METRICS
     tuned: Callable[[TuningOptions], Target] | None = None
-    get_ready: Callable[[], None] = _nothing
+    get_ready: Callable[[], bool] = _nothing_left
     close: Callable[[], None] = _nothing
 
     def under(self, options: TuningOptions) -> Target:

@@ -126,8 +126,9 @@ def correct_each(
         goals = (original or Original(0)).goals(
             (options, frozenset(refitted)), lambda: _goals(stepper, feeds, refitted, options, metrics or {})
         )
-        lanes = [partial(_advance_plan, walk, stepper, options, metrics or {}, of_samples) for walk in walks]
-        sites = of_plans.abreast(workers.ahead(goals) if of_plans is ALONE else goals, lanes)
+        coming = of_samples.ahead(goals)
+        shared = (stepper, options, metrics or {}, of_samples, coming.begin if of_plans is ALONE else _nothing)
+        sites = of_plans.abreast(coming, [partial(_advance_plan, walk, *shared) for walk in walks])
         while True:
             try:
                 site, _ = next(sites)
@@ -229,18 +230,26 @@ def _advance_plan(
     options: Correction,
     metrics: Mapping[str, OutputMetric],
     workers: Workers,
+    go_ahead: Callable[[], None],
     at: tuple[Site, _Goal | None],
 ) -> None:
-    """One site of one plan: its chain, and on to the next site."""
+    """One site of one plan: its chain, and on to the next site.
+
+    ``go_ahead`` is called where the workers have done most of what there is to do for them at this site.
+    """
     site, goal = at
     chain = Chain((site.stage,))
     choice = walk.choices.get(site.name)
     if choice is not None and (choice.format is not None or options.dense):
         assert goal is not None
         epilogue = stepper.epilogues[site.output]
-        chain = _fit(walk.stop, goal, epilogue, choice, options, metrics.get(site.name), workers)
+        chain = _fit(walk.stop, goal, epilogue, choice, options, metrics.get(site.name), workers, go_ahead)
         walk.chains[site.name] = chain
     walk.send(run_chain(site, chain, walk.stop.input))
+
+
+def _nothing() -> None:
+    pass
 
 
 def _alone() -> None:
@@ -336,6 +345,7 @@ def _fit(
     options: Correction,
     metric: OutputMetric | None,
     workers: Workers,
+    go_ahead: Callable[[], None],
 ) -> Chain:
     site, stage = seen.site, seen.site.stage
     samples = Samples(patches(as_array(site, seen.input), stage.geometry, goal.rows, workers, goal.clean), workers)
@@ -345,6 +355,7 @@ def _fit(
     else:
         target = _Target(goal.plain, None, epilogue if epilogue.skip is None else Epilogue())
     moments = Moments.of(samples, target.initial())
+    go_ahead()
     weight = stage.grouped_weight().astype(np.float64)
     flat = weight.reshape(*weight.shape[:2], -1)
     clamps = target.epilogue.low is not None or target.epilogue.high is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -49,21 +50,39 @@ def moments_by_site(
     """
     rng = np.random.default_rng(seed)
     found: dict[str, Moments] = {}
+    taking: Callable[[], None] = _nothing
 
     def at_site(stop: Stop) -> Tensor:
+        nonlocal taking
         site, stage = stop.site, stop.site.stage
-        y = run_chain(site, Chain((stage,)), stop.input)
         x = as_array(site, stop.input)
         width = int(np.prod(stage.weight.shape[1:])) * stage.geometry.groups
         limit = max(elements // width, 1024)
-        rows = sample_rows(stage.geometry, x.shape, limit, rng)
-        samples = Samples(patches(x, stage.geometry, rows, workers), workers)
-        found[site.name] = Moments.of(samples, outputs_at(as_array(site, y), stage.geometry.groups, rows))
-        progress(site)
+        chosen = beside.soon(partial(sample_rows, stage.geometry, x.shape, limit, rng))
+        y = run_chain(site, Chain((stage,)), stop.input)
+        rows = chosen()
+        wanted = outputs_at(as_array(site, y), stage.geometry.groups, rows)  # from here on, the walk may write to y
+        taking()
+
+        def measured() -> Moments:
+            return Moments.of(Samples(patches(x, stage.geometry, rows, workers), workers), wanted)
+
+        taking = partial(take, site, beside.soon(measured))
         return y
 
-    with torch.no_grad(), Workers(threads) as workers:
-        return found, stepper.run(feeds, at_site)
+    def take(site: Site, moments: Callable[[], Moments]) -> None:
+        found[site.name] = moments()
+        progress(site)
+
+    # the moments of a site are measured while the walk is on its way to the next one
+    with torch.no_grad(), Workers(threads) as workers, Workers(min(threads, 2)) as beside:
+        outputs = stepper.run(feeds, at_site)
+        taking()
+        return found, outputs
+
+
+def _nothing() -> None:
+    pass
 
 
 Probe = Callable[[Mapping[str, Tensor], torch.Generator], Tensor]

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from accel_sim.energy import layer_energy_pj
+from accel_sim.energy import layer_energies_pj
 from accel_sim.pricing.layer import Layer, layer_table
 from accel_sim.pricing.machine import machine_record
 from accel_sim.pricing.search import price_layers
@@ -73,6 +73,15 @@ class ChainPrice:
         return any(stage.output_on_chip for stage in self.stages)
 
 
+class _Searched(NamedTuple):
+    """What the search found for a row: cycles, -1 where no tiling fits, DRAM bytes, pJ, and the whole record."""
+
+    cycles: int
+    dram_bytes: int
+    energy_pj: float
+    record: Any
+
+
 @dataclass(frozen=True)
 class VectorPrice:
     cycles: int
@@ -96,7 +105,7 @@ class PriceList:
         self.spec = spec
         self.maps_on_chip = maps_on_chip
         self.machine = machine_record(spec)
-        self._layers: dict[tuple[int, ...], Any] = {}
+        self._layers: dict[tuple[int, ...], _Searched] = {}
         self._vectors: dict[tuple[int, int, int, int], VectorPrice] = {}
 
     def layers(self, layers: Sequence[Layer]) -> list[LayerPrice]:
@@ -122,13 +131,13 @@ class PriceList:
         self._search(row for stages in variants for rows in stages for row in rows.values())
         known: dict[tuple[int, ...], NDArray[np.float64]] = {}
         found = []
-        for chain, stages in zip(chains, variants, strict=True):
+        for stages in variants:
             joined: NDArray[np.float64] | None = None
-            for layer, rows in zip(chain, stages, strict=True):
+            for rows in stages:
                 table = np.full((2, 2, 3), np.inf)
                 for (first, last), row in rows.items():
                     if row not in known:
-                        known[row] = self._metrics(layer, row)
+                        known[row] = self._metrics(row)
                     table[int(first), int(last)] = known[row]
                 joined = table if joined is None else join(joined, table)
             assert joined is not None, "a chain has at least one stage"
@@ -151,12 +160,10 @@ class PriceList:
                 self._vectors[work] = VectorPrice(cycles, dram_bytes, chunks)
         return [self._vectors[work] for work in works]
 
-    def _metrics(self, layer: Layer, row: tuple[int, ...]) -> NDArray[np.float64]:
+    def _metrics(self, row: tuple[int, ...]) -> NDArray[np.float64]:
         """(cycles, pJ, DRAM bytes) of a row that was searched; inf where no tiling fits."""
-        price = LayerPrice(layer, self._layers[row], False, False, 0.0)
-        if price.cycles < 0:
-            return np.full(3, np.inf)
-        return np.array([price.cycles, layer_energy_pj(self.spec, price.record, layer.macs), price.dram_bytes], float)
+        found = self._layers[row]
+        return np.array([found.cycles, found.energy_pj, found.dram_bytes] if found.cycles >= 0 else [np.inf] * 3, float)
 
     def _variants(
         self, chain: Sequence[Layer], open_before: bool = False, open_after: bool = False
@@ -177,28 +184,35 @@ class PriceList:
     def _search(self, rows: Iterable[tuple[int, ...]]) -> None:
         new = [row for row in dict.fromkeys(rows) if row not in self._layers]
         if new:
-            prices: NDArray[Any] = price_layers(layer_table(new), self.machine)
-            self._layers.update(zip(new, prices, strict=True))
+            layers = layer_table(new)
+            prices: NDArray[Any] = price_layers(layers, self.machine)
+            moved = prices["input_bytes"] + prices["weight_bytes"] + prices["residual_bytes"] + prices["output_bytes"]
+            energies = layer_energies_pj(self.spec, prices, layers["macs"])
+            found = map(_Searched, prices["cycles"].tolist(), moved.tolist(), energies.tolist(), prices)
+            self._layers.update(zip(new, found, strict=True))
 
     def _best(self, chain: Sequence[Layer]) -> ChainPrice:
         # Shortest path over the boundaries; the state is whether the map just written stays.
-        paths: dict[bool, tuple[int, int, tuple[LayerPrice, ...]]] = {False: (0, 0, ())}
+        paths: dict[bool, tuple[int, int, tuple[tuple[bool, bool, _Searched], ...]]] = {False: (0, 0, ())}
         layerwise = [0, 0]
         for i, (layer, rows) in enumerate(zip(chain, self._variants(chain), strict=True)):
-            longer: dict[bool, tuple[int, int, tuple[LayerPrice, ...]]] = {}
+            longer: dict[bool, tuple[int, int, tuple[tuple[bool, bool, _Searched], ...]]] = {}
             for (before, after), row in rows.items():
-                record = self._layers[row]
-                if record["cycles"] < 0 or before not in paths:
+                found = self._layers[row]
+                if found.cycles < 0 or before not in paths:
                     continue
-                price = LayerPrice(layer, record, before, after, layer_energy_pj(self.spec, record, layer.macs))
                 cycles, dram_bytes, stages = paths[before]
-                path = (cycles + price.cycles, dram_bytes + price.dram_bytes, (*stages, price))
+                path = (cycles + found.cycles, dram_bytes + found.dram_bytes, (*stages, (before, after, found)))
                 if after not in longer or path[:2] < longer[after][:2]:
                     longer[after] = path
                 if not before and not after:
-                    layerwise[0] += price.cycles
-                    layerwise[1] += price.dram_bytes
+                    layerwise[0] += found.cycles
+                    layerwise[1] += found.dram_bytes
             if False not in longer:
                 raise NoTilingError(f"no tiling of stage {i} fits the memories of {self.spec.name}: {layer}")
             paths = longer
-        return ChainPrice(paths[False][2], layerwise[0], layerwise[1])
+        best = tuple(
+            LayerPrice(layer, found.record, before, after, found.energy_pj)
+            for layer, (before, after, found) in zip(chain, paths[False][2], strict=True)
+        )
+        return ChainPrice(best, layerwise[0], layerwise[1])

@@ -20,29 +20,33 @@ def gather(sources: Array, target: int) -> list[Transfer]:
     become loops, up to three deep.
     """
     sources = np.ascontiguousarray(sources, np.int64)
-    ordered = np.argsort(sources, kind="stable")
-    if _breaks(sources) <= _breaks(sources[ordered]):
-        ordered = np.arange(len(sources))
-    addresses = np.stack((sources[ordered], ordered + target), axis=1)
-    runs = np.empty(len(addresses), np.int64)
-    loops = np.empty((len(addresses), 3, MOST_LOOPS), np.int64)
-    pieces = _joined(addresses, runs)
-    loops[:pieces] = _NO_LOOPS
-    for _ in range(MOST_LOOPS):
-        pieces = _looped(addresses, runs, loops, pieces)
+    ordered = np.arange(len(sources))
+    if _falls(sources):
+        sorted_ = np.argsort(sources, kind="stable")
+        if _breaks(sources, ordered) > _breaks(sources, sorted_):
+            ordered = sorted_
+    addresses, runs = np.empty((len(sources), 2), np.int64), np.empty(len(sources), np.int64)
+    loops = np.empty((len(sources), 3, MOST_LOOPS), np.int64)
+    pieces = _pieces(sources, ordered, target, addresses, runs, loops)
     found = zip(addresses[:pieces].tolist(), runs[:pieces].tolist(), loops[:pieces].tolist(), strict=True)
     return [Transfer(source, place, Loops(run, *map(tuple, kinds))) for (source, place), run, kinds in found]
 
 
-_NO_LOOPS = np.array([[1] * MOST_LOOPS, [0] * MOST_LOOPS, [0] * MOST_LOOPS])
+@compiled
+def _falls(addresses: Array) -> int:
+    """How often an address is below the one before."""
+    found = 0
+    for i in range(1, addresses.size):
+        found += addresses[i] < addresses[i - 1]
+    return found
 
 
 @compiled
-def _breaks(addresses: Array) -> int:
-    """How often a byte does not follow on the one before."""
+def _breaks(addresses: Array, order: Array) -> int:
+    """How often a byte does not follow on the one before in this order."""
     found = 0
-    for i in range(1, addresses.size):
-        found += addresses[i] != addresses[i - 1] + 1
+    for i in range(1, order.size):
+        found += addresses[order[i]] != addresses[order[i - 1]] + 1
     return found
 
 
@@ -105,3 +109,15 @@ def _looped(addresses: Array, runs: Array, loops: Array, pieces: int) -> int:
         found += 1
         at = last + 1
     return found
+
+
+@compiled
+def _pieces(sources: Array, order: Array, target: int, addresses: Array, runs: Array, loops: Array) -> int:
+    """Fills ``addresses`` (source, target), ``runs`` and ``loops`` of the pieces that bytes become; their number."""
+    for i in range(order.size):
+        addresses[i, 0], addresses[i, 1] = sources[order[i]], order[i] + target
+    pieces = _joined(addresses, runs)
+    loops[:pieces, 0], loops[:pieces, 1:] = 1, 0
+    for _ in range(loops.shape[2]):
+        pieces = _looped(addresses, runs, loops, pieces)
+    return pieces

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -107,6 +108,7 @@ def chain_of(name: str, rank: Rank, stages: tuple[Stage, ...], bias: Array | Non
     return Chain(tuple(narrow), name, rank)
 
 
+@lru_cache(1024)
 def axis_geometry(geometry: Geometry, axes: frozenset[int]) -> Geometry:
     """The part of a geometry that walks along ``axes``; along the others it is pointwise."""
     n = geometry.ndim

@@ -49,20 +49,18 @@ class Workers:
         """:meth:`each` over slices of ``block`` out of ``count`` samples."""
         return self.each(work, (slice(start, min(start + block, count)) for start in range(0, count, block)))
 
-    def ahead(self, items: Generator[T, None, R]) -> Generator[T, None, R]:
-        """``items``, each made by one of the threads while the one before is in use; the same value in the end."""
+    def soon(self, work: Callable[[], R]) -> Callable[[], R]:
+        """Has ``work`` done by one of the threads, or at once where there is none. What comes back waits for it."""
         if self._pool is None:
-            return (yield from items)
+            found = work()
+            return lambda: found
+        return self._pool.submit(work).result
 
-        found = self._pool.submit(_following, items).result()
-        while not isinstance(found, StopIteration):
-            coming = self._pool.submit(_following, items)
-            yield found[0]
-            found = coming.result()
-        value: R = found.value
-        return value
+    def ahead(self, items: Iterator[T]) -> Ahead[T]:
+        """``items``, of which the threads make the next one while the one before is in use."""
+        return Ahead(self._pool, items)
 
-    def abreast(self, items: Generator[T, None, R], lanes: Sequence[Callable[[T], object]]) -> Generator[T, None, R]:
+    def abreast(self, items: Iterator[T], lanes: Sequence[Callable[[T], object]]) -> Generator[T, None, Any]:
         """Takes each of ``items`` through all lanes, then yields it; the same value in the end.
 
         A lane takes the items one at a time in their order, and is never two items ahead of another one, which is how
@@ -82,8 +80,7 @@ class Workers:
                 if index not in busy.values() and places[index] - passed < len(held):
                     busy[self._pool.submit(lane, held[places[index] - passed])] = index
             if end is not None and not busy:
-                value: R = end.value
-                return value
+                return end.value
             for future in wait(busy, return_when=FIRST_COMPLETED).done:
                 index_ = busy.pop(future)
                 if index_ is not None:
@@ -98,6 +95,29 @@ class Workers:
                 yield held.popleft()
 
 
+class Ahead(Iterator[T]):
+    """Items of which one is made in a pool's thread before it is asked for. Ends with the same value as they do."""
+
+    def __init__(self, pool: ThreadPoolExecutor | None, items: Iterator[T]) -> None:
+        self._pool, self._items = pool, items
+        self._coming: Future[tuple[T] | StopIteration] | None = None
+
+    def begin(self) -> None:
+        """Has the next item made from now on. Best called where the threads have nothing else to do for a while."""
+        if self._pool is not None and self._coming is None:
+            self._coming = self._pool.submit(_following, self._items)
+
+    def __next__(self) -> T:
+        if self._pool is None:
+            return next(self._items)
+        self.begin()
+        assert self._coming is not None
+        found, self._coming = self._coming.result(), None
+        if isinstance(found, StopIteration):
+            raise StopIteration(found.value)
+        return found[0]
+
+
 def _following(items: Iterator[T]) -> tuple[T] | StopIteration:
     """The next item; an end that a future can carry."""
     try:
@@ -106,13 +126,12 @@ def _following(items: Iterator[T]) -> tuple[T] | StopIteration:
         return end
 
 
-def _in_turn(items: Generator[T, None, R], lanes: Sequence[Callable[[T], object]]) -> Generator[T, None, R]:
+def _in_turn(items: Iterator[T], lanes: Sequence[Callable[[T], object]]) -> Generator[T, None, Any]:
     while True:
         try:
             item = next(items)
         except StopIteration as end:
-            value: R = end.value
-            return value
+            return end.value
         for lane in lanes:
             lane(item)
         yield item

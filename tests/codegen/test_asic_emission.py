@@ -214,9 +214,8 @@ def test_processes_that_were_started_before_are_used_once(
 ) -> None:
     _without_libraries(monkeypatch)
     target = parse_target("asic")
-    target.get_ready()
-    target.get_ready()
-    assert len(started) == 3 and all(child.running for child in started)
+    assert [target.get_ready() for _ in range(2)] == [True, True]
+    assert len(started) == 2 and all(child.running for child in started)
     target.emit(request(tmp_path, RecordingEvents()))
     assert len(started) == 3 and not any(child.running for child in started)
     target.emit(request(tmp_path, RecordingEvents()))
@@ -225,7 +224,8 @@ def test_processes_that_were_started_before_are_used_once(
 
 def test_what_was_started_and_not_used_ends_with_the_target(started: list[Child]) -> None:
     target = parse_target("asic")
-    target.get_ready()
+    assert [target.get_ready() for _ in range(4)] == [True, True, True, False]
+    assert all(child.running for child in started)
     target.close()
     assert len(started) == 3 and not any(child.running for child in started)
 

@@ -96,3 +96,77 @@ def test_no_items_are_the_end_at_once() -> None:
 
     with Workers(2) as workers:
         assert _run(workers.abreast(empty(), [print, print])) == ([], 7)  # type: ignore[arg-type, comparison-overlap]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_work_that_is_handed_over_comes_back(threads: int) -> None:
+    def fails() -> int:
+        raise ArithmeticError("at last")
+
+    with Workers(threads) as workers:
+        results = [workers.soon(lambda number=number: number * number) for number in range(COUNT)]  # type: ignore[misc]
+        assert [result() for result in results] == [number * number for number in range(COUNT)]
+        with pytest.raises(ArithmeticError, match="at last"):
+            workers.soon(fails)()
+
+
+def test_work_that_is_handed_over_runs_beside() -> None:
+    met = threading.Barrier(2, timeout=60)
+    with Workers(2) as workers:
+        result = workers.soon(met.wait)
+        met.wait()
+        assert result() in (0, 1)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("begun", [False, True])
+def test_items_ahead_are_all_items_and_the_same_end(threads: int, begun: bool) -> None:
+    passed = []
+    with Workers(threads) as workers:
+        coming = workers.ahead(_numbers([]))
+        while True:
+            try:
+                passed.append(next(coming))
+            except StopIteration as end:
+                assert (passed, end.value) == (list(range(COUNT)), "the end")
+                return
+            if begun:
+                coming.begin()
+                coming.begin()
+
+
+def test_an_item_ahead_is_made_from_its_beginning_on() -> None:
+    made: list[int] = []
+    here = threading.get_ident()
+    places: set[int] = set()
+    second = threading.Event()
+
+    def source() -> Generator[int, None, str]:
+        for number in _numbers(made):
+            places.add(threading.get_ident())
+            if number == 1:
+                second.set()
+            yield number
+        return "the end"
+
+    with Workers(2) as workers:
+        coming = workers.ahead(source())
+        assert (next(coming), made) == (0, [0])
+        coming.begin()
+        assert second.wait(60) and made == [0, 1]
+        assert (next(coming), made) == (1, [0, 1])
+    assert here not in places
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_error_of_an_item_ahead_arrives(threads: int) -> None:
+    def source() -> Generator[int, None, None]:
+        yield 1
+        raise ArithmeticError("no second one")
+
+    with Workers(threads) as workers:
+        coming = workers.ahead(source())
+        assert next(coming) == 1
+        coming.begin()
+        with pytest.raises(ArithmeticError, match="no second one"):
+            next(coming)
