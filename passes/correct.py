@@ -325,16 +325,23 @@ class _Target:
     def initial(self) -> Array:
         return self.total if self.skip is None else self.total - self.skip
 
-    def moved(self, y: Array) -> Array:
+    def moved(self, y: Array, workers: Workers = ALONE) -> Array:
         """Targets for the layer, given its present outputs ``y``: on the flat side of the clamp, stay there."""
-        now = y if self.skip is None else y + self.skip
-        goal = self.total
+        found = np.empty_like(self.total)
         low, high = self.epilogue.low, self.epilogue.high
-        if low is not None:
-            goal = np.where(self.total <= low, np.minimum(now, low), goal)
-        if high is not None:
-            goal = np.where(self.total >= high, np.maximum(now, high), goal)
-        return goal if self.skip is None else goal - self.skip
+
+        def fill(part: slice) -> None:
+            goal = total = self.total[:, part]
+            now = y[:, part] if self.skip is None else y[:, part] + self.skip[:, part]
+            if low is not None:
+                goal = np.where(total <= low, np.minimum(now, low), goal)
+            if high is not None:
+                goal = np.where(total >= high, np.maximum(now, high), goal)
+            found[:, part] = goal if self.skip is None else goal - self.skip[:, part]
+
+        for _ in workers.blocks(fill, y.shape[1]):
+            pass
+        return found
 
 
 def _fit(
@@ -365,7 +372,7 @@ def _fit(
     sweeps = min(options.sweeps, 1) if flat.shape[-1] > WIDE else options.sweeps
     for sweep in range(1 + (sweeps if clamps else 0)):
         if sweep:
-            moments = moments.retarget(samples, target.moved(samples.predicted(composed, bias)))
+            moments = moments.retarget(samples, target.moved(samples.predicted(composed, bias), workers))
         best = regression.fit(moments)
         problem = FitProblem(best.reshape(weight.shape), regression.gram, None if metric is None else metric.root)
         if choice.format is None:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
 from typing import Any
-
-# Before torch's first tensor: activations in large pages, where the system has them. Entering small ones, which are new
-# with each tensor, takes a fifth of a walk's time.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import torch
 import torch.nn.functional as F

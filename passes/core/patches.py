@@ -107,7 +107,13 @@ def patches(x: Array, geometry: Geometry, rows: Array, workers: Workers = ALONE,
     for _ in workers.blocks(fill, len(rows), _CACHED):
         pass
     if behind is not None:
-        by_group[:, len(rows) :] = behind
+        added = by_group[:, len(rows) :]
+
+        def add(part: slice) -> None:
+            added[:, part] = behind[:, part]
+
+        for _ in workers.blocks(add, more):
+            pass
     return np.ascontiguousarray(by_group)
 
 

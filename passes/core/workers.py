@@ -96,14 +96,17 @@ class Workers:
 
 
 class Ahead(Iterator[T]):
-    """Items of which one is made in a pool's thread before it is asked for. Ends with the same value as they do."""
+    """Items of which one is made in a pool's thread before it is asked for. Ends with the same value as they do.
+
+    The next one is made from :meth:`begin` on; at once where the one before had to be waited for.
+    """
 
     def __init__(self, pool: ThreadPoolExecutor | None, items: Iterator[T]) -> None:
         self._pool, self._items = pool, items
         self._coming: Future[tuple[T] | StopIteration] | None = None
 
     def begin(self) -> None:
-        """Has the next item made from now on. Best called where the threads have nothing else to do for a while."""
+        """Has the next item made. Best called where the threads have nothing else to do for a while."""
         if self._pool is not None and self._coming is None:
             self._coming = self._pool.submit(_following, self._items)
 
@@ -112,9 +115,12 @@ class Ahead(Iterator[T]):
             return next(self._items)
         self.begin()
         assert self._coming is not None
+        late = not self._coming.done()
         found, self._coming = self._coming.result(), None
         if isinstance(found, StopIteration):
             raise StopIteration(found.value)
+        if late:
+            self.begin()
         return found[0]
 
 
