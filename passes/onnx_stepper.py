@@ -8,6 +8,7 @@ onnxruntime, node by node, and cuts the gradient there.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
@@ -31,6 +32,9 @@ Feeds = Mapping[str, Array | Tensor] | Sequence[Mapping[str, Array | Tensor]]
 
 
 _SMALL_ELEMENTS = 256
+
+_INTEGER = frozenset({"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"})
+"""Products of 8-bit integers: their sums are exact where onnxruntime knows the weights beforehand."""
 
 
 @dataclass(frozen=True)
@@ -258,7 +262,8 @@ class Stepper:
                 return result
         self.cut.add(node.op_type)
         # small constants go into the model: shapes and the like, which some operators want to see beforehand
-        kept = {n for n in reads(node) if n not in env and self.constants[n].numel() <= _SMALL_ELEMENTS}
+        most = math.inf if node.op_type in _INTEGER else _SMALL_ELEMENTS
+        kept = {n for n in reads(node) if n not in env and self.constants[n].numel() <= most}
         names = sorted(set(reads(node)) - kept)
         arrays = {name: _array(value(name)) for name in names}
         session = self._session(index, node, arrays, sorted(kept))
@@ -268,6 +273,8 @@ class Stepper:
 
     def _session(self, index: int, node: NodeProto, arrays: Mapping[str, Array], kept: Sequence[str]) -> Any:
         import onnxruntime
+
+        from passes.onnx_runtime import exact_session
 
         if index not in self._sessions:
             inputs = [
@@ -280,9 +287,7 @@ class Stepper:
             model = helper.make_model(graph, opset_imports=self._opset_imports, ir_version=max(self._ir_version, 4))
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 4
-            self._sessions[index] = onnxruntime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
+            self._sessions[index] = exact_session(model.SerializeToString(), options)
         return self._sessions[index]
 
 

@@ -447,3 +447,21 @@ def test_gradients_reach_the_input_of_a_covered_network() -> None:
     x = torch.from_numpy(normal(2, 3, 8, 8, seed=1)).requires_grad_()
     (gradient,) = torch.autograd.grad(stepper.run({"x": x}, dense)["y"].sum(), x)
     assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("operator", ["MatMulInteger", "QLinearMatMul"])
+def test_sums_of_bytes_do_not_saturate_on_the_way(operator: str) -> None:
+    """Pairs of products of the largest bytes do not fit into 16 bits."""
+    weight = np.full((32, 16), 127, np.int8)
+    weight[:, 1::2] = -127
+    arrays = {"w": weight, "w0": np.int8(0), "x0": np.uint8(0), "y0": np.uint8(0), "one": np.float32(1)}
+    body = {
+        "MatMulInteger": "net (uint8[N,32] x) => (int32[N,16] y) { y = MatMulInteger (x, w, x0, w0) }",
+        "QLinearMatMul": "net (uint8[N,32] x) => (uint8[N,16] y) "
+        "{ y = QLinearMatMul (x, one, x0, w, one, w0, large, y0) }",
+    }[operator]
+    _, stepper = network(body, {**arrays, "large": np.float32(2**13)})
+    x = np.full((3, 32), 255, np.uint8)
+    sums = x.astype(np.int64) @ weight
+    wanted = sums if operator == "MatMulInteger" else np.clip(np.rint(sums / 2**13), 0, 255)
+    np.testing.assert_array_equal(stepper.run({"x": x}, dense)["y"].numpy(), wanted)
