@@ -141,7 +141,8 @@ class PlanSearch:
         self.stepper = self._walkable()
         feeds = None if self.stepper is None else self.feeds_of(self.data)
         config = self.config
-        while self.training is None and self.target.get_ready():  # else there is training between here and emission
+        trains = self.training is not None or self.searching is not None  # for how long, nobody knows
+        while not trains and self.target.get_ready():
             pass
         self.space = build_space(
             self.network,

@@ -21,7 +21,7 @@ class Workers:
     """
 
     def __init__(self, threads: int = 1, begin: Callable[[], None] | None = None) -> None:
-        # the pool is waited for by the main thread alone, so that an interrupt arrives at the end of an item
+        # an interrupt arrives at the end of the items that are at work: nobody but who made the pool waits in it
         self._pool = None if threads < 2 else ThreadPoolExecutor(threads, initializer=begin)
         self._window = 2 * threads
 

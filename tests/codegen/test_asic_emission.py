@@ -230,21 +230,46 @@ def test_what_was_started_and_not_used_ends_with_the_target(started: list[Child]
     assert len(started) == 3 and not any(child.running for child in started)
 
 
+def _lower_digits(tmp_path: Path, **more: str) -> None:
+    values = {"model": DIGITS, "output": tmp_path / "out", "effort": "quick", "budgets": {"latency": "80%"}}
+    driver.lower(LowerConfig.from_values({**values, **more}), RecordingEvents())
+
+
 def test_a_search_gets_the_emission_ready_and_an_error_ends_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[Child]
 ) -> None:
+    walkable = codegen.plan_search.PlanSearch._walkable
+    counts: list[int] = []
+
+    def counting(search: codegen.plan_search.PlanSearch) -> Any:
+        counts.append(len(started))
+        return walkable(search)
+
     def fails(*_: Any) -> Any:
-        assert len(started) == 3 and all(child.running for child in started)
+        counts.append(len(started))
+        assert all(child.running for child in started)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(codegen.plan_search.PlanSearch, "_mirrored", lambda *_: True)
-    monkeypatch.setattr(codegen.plan_search, "best_within_budgets", lambda *_: (None, []))
-    monkeypatch.setattr(codegen.plan_search, "fit_finally", fails)
-    values = {"model": DIGITS, "output": tmp_path / "out", "effort": "quick", "budgets": {"latency": "80%"}}
-    calib = f"{EXAMPLES / 'digits_data.py'}:calibration"
+    monkeypatch.setattr(codegen.plan_search.PlanSearch, "_walkable", counting)
+    monkeypatch.setattr(codegen.plan_search, "build_space", fails)
     with pytest.raises(KeyboardInterrupt):
-        driver.lower(LowerConfig.from_values({**values, "calib": calib}), RecordingEvents())
+        _lower_digits(tmp_path, calib=f"{EXAMPLES / 'digits_data.py'}:calibration")
+    assert counts == [1, 3]
     assert len(started) == 3 and not any(child.running for child in started)
+
+
+@pytest.mark.parametrize("more", [{"train": f"{EXAMPLES / 'digits_data.py'}:calibration"}, {"solver": "haloc"}])
+def test_nothing_waits_for_the_end_of_a_training(
+    more: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, started: list[Child]
+) -> None:
+    def fails(*_: Any) -> Any:
+        assert len(started) < 2
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(codegen.plan_search, "build_space", fails)
+    with pytest.raises(KeyboardInterrupt):
+        _lower_digits(tmp_path, **{"calib": f"{EXAMPLES / 'digits_data.py'}:calibration", **more})
+    assert not any(child.running for child in started)
 
 
 class _Binary:

@@ -32,11 +32,11 @@ print(faults() - start)
 """
 
 
-def run(*arguments: str, **more: str) -> tuple[bool, int]:
+def run(*arguments: str, script: str = FAULTS, **more: str) -> tuple[bool, int]:
     made = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
     environment = made | {"PYTHONPATH": str(ROOT), **more}
     done = subprocess.run(
-        [sys.executable, "-c", FAULTS, *arguments], capture_output=True, text=True, check=True, env=environment
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True, env=environment
     )
     held, count = done.stdout.split()
     return held == "1", int(count)
@@ -54,3 +54,41 @@ def test_an_array_takes_the_place_of_the_one_before_it() -> None:
 def test_the_user_s_own_settings_stand() -> None:
     assert run("held", MALLOC_ARENA_MAX="2")[0] is False
     assert run("held", GLIBC_TUNABLES="glibc.malloc.arena_max=2")[0] is False
+
+
+HEAPS = """
+import ctypes, gc, sys, tempfile, threading
+from codegen.heap import collect_seldom, keep_freed_memory
+
+before = gc.get_threshold()
+collect_seldom()
+assert gc.get_threshold()[0] > 10 * before[0] and gc.get_threshold()[1:] == before[1:]
+held = sys.argv[1] == "held" and keep_freed_memory()
+library = ctypes.CDLL(None)
+library.malloc.restype = library.fopen.restype = ctypes.c_void_p
+met = threading.Barrier(8)
+
+def allocate():
+    library.malloc(100_000)
+    met.wait()
+
+threads = [threading.Thread(target=allocate) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+with tempfile.NamedTemporaryFile() as file:
+    stream = ctypes.c_void_p(library.fopen(file.name.encode(), b"w"))
+    library.malloc_info(0, stream)
+    library.fclose(stream)
+    print(int(held), file.read().count(b"<heap nr="))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's heap")
+def test_all_threads_share_one_heap() -> None:
+    held, count = run("held", script=HEAPS)
+    if not held:
+        pytest.skip("the C library is not glibc")
+    assert count == 1
+    assert run("not held", script=HEAPS)[1] > 1

@@ -8,10 +8,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+import passes.sensitivity
 from passes.core.error import fisher_errors
 from passes.core.factor import fitted
 from passes.core.fit import FitProblem
 from passes.core.formats import FORMATS
+from passes.core.moments import Moments
 from passes.core.site import Chain, Site, Stage, compose
 from passes.onnx_graph import OnnxGraph
 from passes.onnx_stepper import Stepper, Stop
@@ -124,6 +126,39 @@ def test_positions_are_sampled_where_there_are_too_many() -> None:
     assert not np.array_equal(first.gram, other.gram)
     # a sample of 1024: an entry of a covariance is off by about 1/32 of a variance
     assert np.abs(first.gram - whole[name].gram).max() < 0.25 * np.abs(whole[name].gram).max()
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+def test_moments_are_the_same_for_any_number_of_threads(threads: int) -> None:
+    """The walk goes on while they are measured, and clamps the output of ``a`` in place."""
+    stepper = network(NETWORK, WEIGHTS)
+    x = np.concatenate([unfolded()[0]] * 8)
+    told: list[str] = []
+    alone, before = moments_by_site(stepper, {"x": x}, 1, 0)
+    for _ in range(5):
+        told.clear()
+        found, outputs = moments_by_site(stepper, {"x": x}, 1, 0, lambda site: told.append(site.name), threads)
+        assert told == list(found) == list(alone)
+        for name, moments in alone.items():
+            for of_one, of_many in zip(vars(moments).values(), vars(found[name]).values(), strict=True):
+                np.testing.assert_array_equal(of_one, of_many)
+        np.testing.assert_array_equal(outputs["y"].numpy(), before["y"].numpy())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("failing", [1, 3])
+def test_an_error_in_the_moments_arrives(threads: int, failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def fails(*_: Any) -> Moments:
+        calls.append(1)
+        if len(calls) == failing:
+            raise FloatingPointError("not finite")
+        return Moments(*[np.zeros(1)] * 4, 1)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(passes.sensitivity.Moments, "of", fails)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        moments_by_site(network(NETWORK, WEIGHTS), {"x": unfolded()[0]}, 10**8, 0, threads=threads)
 
 
 class TestDivergence:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from passes.core.patches import outputs_at, patches, positions, sample_rows
 from passes.core.reference import apply_chain, apply_stage, relative_l2
 from passes.core.site import Chain, Geometry, Stage
+from passes.core.workers import BLOCK, Workers
 from tests.passes.core.layers import Array, layers, torch_reference
 
 
@@ -52,6 +53,16 @@ def test_patches_behind_others_are_those_of_both_rows(layer: tuple[Stage, Array]
     found = patches(x, stage.geometry, rows[:5], behind=behind)
     np.testing.assert_array_equal(found, patches(x, stage.geometry, rows))
     assert found.flags.c_contiguous
+
+
+def test_many_patches_behind_others_come_by_any_number_of_threads() -> None:
+    x = np.random.default_rng(0).standard_normal((40, 2, 8, 8)).astype(np.float32)
+    geometry = Geometry((3, 3), (1, 1), (1, 1), (1, 1, 1, 1), 2)
+    rows = np.random.default_rng(1).integers(0, 40 * 64, 5 * BLOCK)
+    wanted = patches(x, geometry, rows)
+    with Workers(3) as workers:
+        found = patches(x, geometry, rows[:BLOCK], workers, wanted[:, BLOCK:])
+    np.testing.assert_array_equal(found, wanted)
 
 
 def test_outputs_at_flat_positions() -> None:
