@@ -7,20 +7,24 @@ from typing import Any
 from accel_sim.spec import MachineSpec
 
 
+def dram_bytes(prices: Any) -> Any:
+    """Bytes that priced layers move to and from DRAM; ``prices`` as in :func:`layer_energies_pj`."""
+    return prices["input_bytes"] + prices["weight_bytes"] + prices["residual_bytes"] + prices["output_bytes"]
+
+
 def layer_energies_pj(spec: MachineSpec, prices: Any, macs: Any) -> Any:
     """Energy of priced layers; ``prices``: records of :data:`accel_sim.pricing.candidate.PRICE`, an array or one of it.
 
     ``macs``, of the same shape, are the useful ones: elements that hold a zero weight or no input are taken as gated.
     """
     table = spec.energy
-    dram_bytes = prices["input_bytes"] + prices["weight_bytes"] + prices["residual_bytes"] + prices["output_bytes"]
     return (
         macs * table.mac_pj
         + prices["scratchpad_read_bytes"] * table.scratchpad_read_pj_per_byte
         + prices["scratchpad_write_bytes"] * table.scratchpad_write_pj_per_byte
         + prices["accumulator_read_bytes"] * table.accumulator_read_pj_per_byte
         + prices["accumulator_write_bytes"] * table.accumulator_write_pj_per_byte
-        + dram_bytes * table.dram_pj_per_byte
+        + dram_bytes(prices) * table.dram_pj_per_byte
         + prices["cycles"] * table.static_pj_per_cycle
     )
 

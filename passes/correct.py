@@ -127,7 +127,7 @@ def correct_each(
             (options, frozenset(refitted)), lambda: _goals(stepper, feeds, refitted, options, metrics or {})
         )
         coming = of_samples.ahead(goals)
-        shared = (stepper, options, metrics or {}, of_samples, coming.begin if of_plans is ALONE else _nothing)
+        shared = (stepper, options, metrics or {}, of_samples, coming.begin)
         sites = of_plans.abreast(coming, [partial(_advance_plan, walk, *shared) for walk in walks])
         while True:
             try:
@@ -246,10 +246,6 @@ def _advance_plan(
         chain = _fit(walk.stop, goal, epilogue, choice, options, metrics.get(site.name), workers, go_ahead)
         walk.chains[site.name] = chain
     walk.send(run_chain(site, chain, walk.stop.input))
-
-
-def _nothing() -> None:
-    pass
 
 
 def _alone() -> None:

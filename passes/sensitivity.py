@@ -50,10 +50,15 @@ def moments_by_site(
     """
     rng = np.random.default_rng(seed)
     found: dict[str, Moments] = {}
-    taking: Callable[[], None] = _nothing
+    coming: list[tuple[Site, Callable[[], Moments]]] = []  # of one site at most
+
+    def take() -> None:
+        while coming:
+            site, moments = coming.pop()
+            found[site.name] = moments()
+            progress(site)
 
     def at_site(stop: Stop) -> Tensor:
-        nonlocal taking
         site, stage = stop.site, stop.site.stage
         x = as_array(site, stop.input)
         width = int(np.prod(stage.weight.shape[1:])) * stage.geometry.groups
@@ -62,27 +67,19 @@ def moments_by_site(
         y = run_chain(site, Chain((stage,)), stop.input)
         rows = chosen()
         wanted = outputs_at(as_array(site, y), stage.geometry.groups, rows)  # from here on, the walk may write to y
-        taking()
+        take()
 
         def measured() -> Moments:
             return Moments.of(Samples(patches(x, stage.geometry, rows, workers), workers), wanted)
 
-        taking = partial(take, site, beside.soon(measured))
+        coming.append((site, beside.soon(measured)))
         return y
-
-    def take(site: Site, moments: Callable[[], Moments]) -> None:
-        found[site.name] = moments()
-        progress(site)
 
     # the moments of a site are measured while the walk is on its way to the next one
     with torch.no_grad(), Workers(threads) as workers, Workers(min(threads, 2)) as beside:
         outputs = stepper.run(feeds, at_site)
-        taking()
+        take()
         return found, outputs
-
-
-def _nothing() -> None:
-    pass
 
 
 Probe = Callable[[Mapping[str, Tensor], torch.Generator], Tensor]

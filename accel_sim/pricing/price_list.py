@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from accel_sim.energy import layer_energies_pj
+from accel_sim.energy import dram_bytes, layer_energies_pj
 from accel_sim.pricing.layer import Layer, layer_table
 from accel_sim.pricing.machine import machine_record
 from accel_sim.pricing.search import price_layers
@@ -42,9 +42,7 @@ class LayerPrice:
 
     @property
     def dram_bytes(self) -> int:
-        record = self.record
-        inward = int(record["input_bytes"]) + int(record["weight_bytes"]) + int(record["residual_bytes"])
-        return inward + int(record["output_bytes"])
+        return int(dram_bytes(self.record))
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +78,10 @@ class _Searched(NamedTuple):
     dram_bytes: int
     energy_pj: float
     record: Any
+
+
+_Path: TypeAlias = tuple[int, int, tuple[tuple[bool, bool, _Searched], ...]]
+"""Cycles and DRAM bytes of a chain's first stages, and for each whether its input and its output stay on chip."""
 
 
 @dataclass(frozen=True)
@@ -151,13 +153,13 @@ class PriceList:
         """
         new = [work for work in dict.fromkeys(works) if work not in self._vectors]
         if new:
-            for work, (cycles, dram_bytes, chunks) in zip(
+            for work, (cycles, moved, chunks) in zip(
                 new, price_vectors(np.array(new, np.int64), self.machine).tolist(), strict=True
             ):
                 if cycles < 0:
                     amount = f"a vector operation on {work[0] + work[1]} bytes"
                     raise NoTilingError(f"{amount} fits the memories of {self.spec.name} in no cut")
-                self._vectors[work] = VectorPrice(cycles, dram_bytes, chunks)
+                self._vectors[work] = VectorPrice(cycles, moved, chunks)
         return [self._vectors[work] for work in works]
 
     def _metrics(self, row: tuple[int, ...]) -> NDArray[np.float64]:
@@ -186,23 +188,22 @@ class PriceList:
         if new:
             layers = layer_table(new)
             prices: NDArray[Any] = price_layers(layers, self.machine)
-            moved = prices["input_bytes"] + prices["weight_bytes"] + prices["residual_bytes"] + prices["output_bytes"]
-            energies = layer_energies_pj(self.spec, prices, layers["macs"])
+            moved, energies = dram_bytes(prices), layer_energies_pj(self.spec, prices, layers["macs"])
             found = map(_Searched, prices["cycles"].tolist(), moved.tolist(), energies.tolist(), prices)
             self._layers.update(zip(new, found, strict=True))
 
     def _best(self, chain: Sequence[Layer]) -> ChainPrice:
         # Shortest path over the boundaries; the state is whether the map just written stays.
-        paths: dict[bool, tuple[int, int, tuple[tuple[bool, bool, _Searched], ...]]] = {False: (0, 0, ())}
+        paths: dict[bool, _Path] = {False: (0, 0, ())}
         layerwise = [0, 0]
         for i, (layer, rows) in enumerate(zip(chain, self._variants(chain), strict=True)):
-            longer: dict[bool, tuple[int, int, tuple[tuple[bool, bool, _Searched], ...]]] = {}
+            longer: dict[bool, _Path] = {}
             for (before, after), row in rows.items():
                 found = self._layers[row]
                 if found.cycles < 0 or before not in paths:
                     continue
-                cycles, dram_bytes, stages = paths[before]
-                path = (cycles + found.cycles, dram_bytes + found.dram_bytes, (*stages, (before, after, found)))
+                cycles, moved, stages = paths[before]
+                path = (cycles + found.cycles, moved + found.dram_bytes, (*stages, (before, after, found)))
                 if after not in longer or path[:2] < longer[after][:2]:
                     longer[after] = path
                 if not before and not after:
