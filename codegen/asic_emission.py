@@ -26,6 +26,7 @@ from codegen.child_process import Child
 from codegen.emission import LIBRARY, Emission, EmissionRequest, emit_host_library
 from codegen.events import Events, RecordingEvents
 from codegen.quantized.graph import QuantizedGraph
+from codegen.quantized.onnx_network import integer_options
 from codegen.report.build import BinaryCheck
 from codegen.tvm_build import NoBinary
 from codegen.tvm_check import difference
@@ -232,6 +233,5 @@ def _accuracy(request: EmissionRequest, program: AsicProgram) -> float | None:
     if data is None or data.labels is None:
         return None
     with request.events.stage("evaluate the quantized network"):
-        options = program.options
-        options.intra_op_num_threads = 0  # as many as there are cores
+        options = integer_options(program.graph.signed, threads=0)
         return top1(Path(program.quantized), data, options=options)

@@ -43,8 +43,7 @@ def top1(model: Path, x: Array, y: Array, batch: int = 250, int8: bool = False) 
 
     from codegen.quantized.onnx_network import integer_options
 
-    options = integer_options(signed=True) if int8 else onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 0  # as many as there are cores
+    options = integer_options(signed=True, threads=0) if int8 else onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name

@@ -217,13 +217,16 @@ def quiet_options() -> onnxruntime.SessionOptions:
     return options
 
 
-def integer_options(signed: bool) -> onnxruntime.SessionOptions:
+def integer_options(signed: bool, threads: int = 1) -> onnxruntime.SessionOptions:
     """:func:`quiet_options` for integer kernels that are exact, for activations of int8 (``signed``) or uint8.
+
+    ``threads`` 0: as many as there are cores.
 
     Left alone, x86 computes int8 as uint8 or in floats; and processors without VNNI add pairs of products of uint8 up
     in 16 bits, where they saturate. The option against the one has no kernels for the other.
     """
     options = quiet_options()
+    options.intra_op_num_threads = threads
     options.add_session_config_entry("session.qdqisint8allowed" if signed else "session.x64quantprecision", "1")
     return options
 
